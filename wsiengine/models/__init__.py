@@ -1,0 +1,1 @@
+"""Models: their cards, where they are found, and the ONNX session that runs them."""
