@@ -1,0 +1,96 @@
+"""The one JIT flavour of all kernels: no GIL, cached, no threads of its own, IEEE arithmetic as written.
+
+``fastmath`` stays off: reassociated sums would make a pixel's value depend on where a block was cut.
+
+Compiled code is kept in one folder per state of these sources (numba looks at a kernel's own file only, so a changed
+helper in another file would go unnoticed): under ``NUMBA_CACHE_DIR`` if set, else the user's cache folder, else a private
+folder among the temporary files; where nothing can be written, kernels are compiled anew in each process. Numba itself
+keeps the code for different CPUs apart.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import config
+
+JIT_OFF = bool(config.DISABLE_JIT)
+_log = logging.getLogger("wsikernels")
+
+
+def jit(signatures: str | Sequence[str] | None = None, *, inline: bool = False) -> Callable[[Callable], Any]:
+    """Compile a kernel: with ``signatures`` when its module is imported, without them on the first call.
+
+    Args:
+        signatures: Numba signatures, for the kernels that every run needs.
+        inline: Let LLVM take the function into its callers (small helpers inside hot loops).
+    """
+
+    def decorate(function: Callable) -> Any:
+        if JIT_OFF:
+            return function
+        folder = cache_folder()
+        if signatures is not None:
+            _announce_compilation()
+        with _numba_cache(folder):
+            return numba.njit(signatures, nogil=True, cache=folder is not None, forceinline=inline)(function)
+
+    return decorate
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder of compiled code, made if need be; None where no folder can be written."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"wsikernels-{digest.hexdigest()[:16]}"
+    return next((folder for parent in _parents() if (folder := _make_private(parent / name))), None)
+
+
+def _parents() -> Iterator[Path]:
+    if config.CACHE_DIR:
+        yield Path(config.CACHE_DIR)
+    home = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    yield Path(home) / "wsiengine"
+    yield Path(tempfile.gettempdir()) / f"wsiengine-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+
+
+def _make_private(folder: Path) -> Path | None:
+    """``folder``, if it is ours alone and writable: numba's cache holds pickles, so nobody else may write there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (folder, folder.parent):
+            if hasattr(os, "getuid") and place.stat().st_uid not in (os.getuid(), 0):
+                return None
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
+
+
+@contextmanager
+def _numba_cache(folder: Path | None) -> Iterator[None]:
+    """Point numba's cache at ``folder`` while a function is decorated, and leave other packages' settings alone."""
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(folder or "")
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before
+
+
+@cache
+def _announce_compilation() -> None:
+    folder = cache_folder()
+    if folder is None:
+        _log.warning("No folder for compiled code can be written: the pixel kernels are compiled anew (about 20 s).")
+    elif not any(folder.glob("**/*.nbi")):
+        _log.warning("Compiling the pixel kernels, once for this machine (about 20 s).")
