@@ -1,5 +1,7 @@
 """What every way of reading a slide offers: facts (:class:`SlideInfo`) and pixels (:class:`Slide`)."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -16,11 +18,31 @@ class Level:
     downsample: tuple[float, float]  # (y, x) ≥ 1, level-0 pixels per pixel of this level
 
 
+def levels_of(sizes: Sequence[Size]) -> tuple[Level, ...]:
+    """Levels from their sizes, the full one first.
+
+    Writers round level sizes, so that the ratio of sizes is not the downsample (11,952 / 2,988 = 4, 10,249 / 2,562 =
+    4.0004). Where one integer explains both sides it is taken.
+    """
+    return tuple(Level(size, _downsample(sizes[0], size)) for size in sizes)
+
+
+def _downsample(full: Size, size: Size) -> tuple[float, float]:
+    ratio_y, ratio_x = full.height / size.height, full.width / size.width
+    whole = max(1, round(math.sqrt(ratio_y * ratio_x)))
+    if abs(full.height - whole * size.height) < whole and abs(full.width - whole * size.width) < whole:
+        return float(whole), float(whole)
+    return ratio_y, ratio_x
+
+
 @dataclass(frozen=True, slots=True)
 class SlideInfo:
     """Facts about a slide; nothing that identifies a patient.
 
-    ``bounds_l0`` is the scanned part where the file states one (``openslide.bounds-*``): QuPath's origin is its corner.
+    ``mpp`` is what may be relied on: None where the file states nothing or nonsense (then ``stated_mpp`` keeps the
+    nonsense, for messages). ``bounds_l0`` is the scanned part where the file states one (``openslide.bounds-*``):
+    QuPath's origin is its corner. ``channels`` names the dyes where the three channels are not red, green and blue
+    light (fluorescence).
     """
 
     format: str  # as a person says it: "Aperio SVS, JPEG"
@@ -31,13 +53,32 @@ class SlideInfo:
     objective: float | None = None
     bounds_l0: Box | None = None
     associated: tuple[str, ...] = field(default=())  # names only; the label image is never read
+    stated_mpp: Mpp | None = None
+    channels: tuple[str, ...] = field(default=())
+
+
+class LevelReader(Protocol):
+    """One way of reading a file, thread-safe: facts, and pixels that lie inside a level. Knows nothing of µm/px."""
+
+    info: SlideInfo
+
+    def read_into(self, level: int, box: Box, out: np.ndarray) -> None:
+        """Fill ``out`` ((h, w, 3) uint8, rows may be strided) with ``box``, which lies inside the level.
+
+        Raises:
+            UnreadableSlide: A part of the box cannot be decoded.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 @runtime_checkable
 class Slide(Protocol):
     """An open slide. Thread-safe; pickles as its path and options and re-opens in a worker.
 
-    Pixels are uint8 RGB arrays (rows, cols, 3). Outside the slide is white (255).
+    Pixels are uint8 RGB arrays (rows, cols, 3) as the file stores them: embedded colour (ICC) profiles are not applied.
+    Outside the slide is white (255).
     """
 
     path: str

@@ -1,0 +1,144 @@
+"""Bytes of a slide, from a local file or a URL: ranges without a shared position, so that threads need no lock."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import tifffile
+
+from wsiengine.errors import DependencyError, SlideNotFound, UnreadableSlide
+
+
+class Source(Protocol):
+    """Ranges of bytes; thread-safe."""
+
+    path: str
+    length_bytes: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset``.
+
+        Raises:
+            UnreadableSlide: The file ends before them, or they cannot be had.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "Source": ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class LocalSource:
+    """A file of this machine, read with ``pread``."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise SlideNotFound(f"there is no file {path}.", hint="check the path.") from None
+        except OSError as error:
+            raise UnreadableSlide(
+                f"{path} cannot be opened: {error.strerror}.", hint="check its permissions."
+            ) from None
+        self.length_bytes = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, length, offset)
+        except OSError as error:
+            raise UnreadableSlide(f"{self.path} cannot be read at byte {offset:,}: {error.strerror}.") from error
+        return _whole(data, self.path, offset, length)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> "LocalSource":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class RemoteSource:
+    """A file behind a URL, read in ranges with fsspec."""
+
+    def __init__(self, url: str) -> None:
+        self.path = url
+        self._files, self._name = _filesystem(url)
+        try:
+            self.length_bytes = int(self._files.info(self._name)["size"])
+        except FileNotFoundError:
+            raise SlideNotFound(f"there is nothing at {url}.", hint="check the address.") from None
+
+    def read(self, offset: int, length: int) -> bytes:
+        try:
+            data = self._files.cat_file(self._name, start=offset, end=offset + length)
+        except OSError as error:
+            raise UnreadableSlide(f"{self.path} cannot be read at byte {offset:,}: {error}.") from error
+        return _whole(data, self.path, offset, length)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> "RemoteSource":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def open_source(path: str) -> Source:
+    """The bytes of a file or URL."""
+    return RemoteSource(path) if is_url(path) else LocalSource(path)
+
+
+@contextmanager
+def open_tiff(path: str) -> Iterator[tifffile.TiffFile]:
+    """The file's TIFF structure, closed afterwards.
+
+    Raises:
+        tifffile.TiffFileError: It is no TIFF, or its structure is broken.
+    """
+    if is_url(path):
+        files, name = _filesystem(path)
+        with files.open(name, "rb") as handle, tifffile.TiffFile(handle, name=Path(name).name) as tiff:
+            yield tiff
+    else:
+        with tifffile.TiffFile(path) as tiff:
+            yield tiff
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        scheme = url.split("://")[0]
+        raise DependencyError(
+            f"addresses that begin with {scheme}:// cannot be read here: {error}.",
+            hint="install the fsspec package for it (for s3:// that is s3fs), or copy the slide to this machine.",
+        ) from None
+
+
+def _whole(data: bytes, path: str, offset: int, length: int) -> bytes:
+    if len(data) != length:
+        raise UnreadableSlide(
+            f"{path} ends too early: {length:,} bytes were needed at byte {offset:,}, {len(data):,} are there.",
+            hint="the file looks truncated: copy it again from its origin.",
+        )
+    return data
