@@ -1,0 +1,405 @@
+"""Card v1: everything the engine must know about a model, read from JSON and checked in words.
+
+``docs/cards.md`` explains each entry to those who write one. A card is facts only: nothing here opens the ONNX file
+(:mod:`wsiengine.models.runtime` compares the two), and nothing is looked up over a network.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsiengine.classes import Colour, colour_of
+from wsiengine.errors import CardError, IntegrityError
+from wsiengine.geometry import Mpp
+from wsiengine.models.fields import Fields
+
+SCHEMA_VERSION = 1
+TASKS = ("classify",)
+LAYOUTS = ("NHWC", "NCHW")
+DTYPES = ("uint8", "float32", "float16")
+RESAMPLINGS = ("area", "pil_bilinear_per_tile")
+ACTIVATIONS = ("softmax", "sigmoid", "identity")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassInfo:
+    """One score channel. ``asserted_as`` is the name under which a result may claim it (its own where None)."""
+
+    name: str
+    colour: Colour
+    asserted_as: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MapClass:
+    """A class that results assert: the probabilities of ``channels`` are summed into it."""
+
+    name: str
+    colour: Colour
+    channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """What one tile must look like. Model value = ((lo + x/255·(hi − lo)) − mean) / std, for a pixel x in 0–255."""
+
+    size_px: int
+    mpp: Mpp
+    layout: str
+    dtype: str
+    range: tuple[float, float] = (0.0, 255.0)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    resample: str = "area"
+
+    @property
+    def scale(self) -> np.ndarray:
+        """float32 (3,): model value = pixel · scale + bias."""
+        lo, hi = self.range
+        return ((hi - lo) / 255 / np.asarray(self.std or (1, 1, 1), np.float64)).astype(np.float32)
+
+    @property
+    def bias(self) -> np.ndarray:
+        """float32 (3,)."""
+        mean, std = np.asarray(self.mean or (0, 0, 0), np.float64), np.asarray(self.std or (1, 1, 1), np.float64)
+        return ((self.range[0] - mean) / std).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """ONNX output names by role: class scores (N, classes), gate fraction (N,), activation map (N, classes, h, w)."""
+
+    scores: str
+    gate: str | None = None
+    cam: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.scores, self.gate, self.cam) if name is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """Running the network once over large blocks: their side and halo, and where cell 0 of its map is centred."""
+
+    block_px: int
+    halo_px: int
+    offset_px: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A tile whose gate fraction is below ``minimum`` is asserted to be ``otherwise``."""
+
+    minimum: float
+    otherwise: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertain:
+    """A place whose best class is below ``below`` is asserted to be ``name``."""
+
+    below: float
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A file of the model, relative to the card's folder."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A model, described. ``folder`` holds the card and every file that it names."""
+
+    name: str
+    version: str
+    task: str
+    classes: tuple[ClassInfo, ...]
+    input: InputSpec
+    outputs: Outputs
+    activation: str
+    output_stride_px: int
+    resources: tuple[Resource, ...]
+    licence: str
+    folder: Path = field(compare=False)
+    description: str = ""
+    recipe: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    halo_px: int = 0
+    dense: Dense | None = None
+    gate: Gate | None = None
+    uncertain: Uncertain | None = None
+    precision: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    terms: str | None = None
+    intended_use: str = ""
+    training_command: str = ""
+
+    @property
+    def map_classes(self) -> tuple[MapClass, ...]:
+        """The asserted classes, in the order of their first channel; never the gate's nor the uncertain name."""
+        channels: dict[str, list[int]] = {}
+        for index, info in enumerate(self.classes):
+            channels.setdefault(info.asserted_as or info.name, []).append(index)
+        own = {info.name: info.colour for info in self.classes}
+        return tuple(
+            MapClass(name, own.get(name) or colour_of(name, self.classes[c[0]].colour), tuple(c))
+            for name, c in channels.items()
+        )
+
+    @property
+    def score_channels(self) -> int:
+        """Columns of a row of scores: the classes, then the gate if there is one."""
+        return len(self.classes) + (self.gate is not None)
+
+    @property
+    def model_resource(self) -> Resource:
+        return next(r for r in self.resources if r.file.lower().endswith(".onnx"))
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / self.model_resource.file
+
+    @property
+    def sha256(self) -> str:
+        """sha256 (hex) of the ONNX file, as the card states it; :mod:`registry` compares it with the file."""
+        return self.model_resource.sha256
+
+    @property
+    def notice(self) -> str:
+        """What a user is told at first use: the terms of the weights and what the model is not."""
+        where = f" Terms: {self.terms}." if self.terms else ""
+        return f"{self.name} {self.version}: {self.licence}.{where} Research software, not a medical device."
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON types; ``parse_card`` of it gives an equal card."""
+        spec = self.input
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "version": self.version,
+            "task": self.task,
+            "description": self.description,
+            "classes": [_class_json(info) for info in self.classes],
+            "input": {
+                "size_px": spec.size_px,
+                "mpp": spec.mpp.y if spec.mpp.y == spec.mpp.x else [spec.mpp.y, spec.mpp.x],
+                "layout": spec.layout,
+                "dtype": spec.dtype,
+                "range": list(spec.range),
+                "mean": list(spec.mean) if spec.mean else None,
+                "std": list(spec.std) if spec.std else None,
+                "resample": spec.resample,
+            },
+            "recipe": [dict(step) for step in self.recipe],
+            "outputs": {
+                role: name for role in ("scores", "gate", "cam") if (name := getattr(self.outputs, role)) is not None
+            },
+            "activation": self.activation,
+            "output_stride_px": self.output_stride_px,
+            "halo_px": self.halo_px,
+            "dense": _plain(self.dense),
+            "gate": _plain(self.gate),
+            "uncertain": _plain(self.uncertain),
+            "resources": [_plain(r) for r in self.resources],
+            "precision": dict(self.precision),
+            "licence": self.licence,
+            "terms": self.terms,
+            "intended_use": self.intended_use,
+            "training_command": self.training_command,
+        }
+
+
+def load_card(path: Path | str) -> Card:
+    """Read and check a card; the files that it names are not opened.
+
+    Raises:
+        CardError: The file is missing, is no JSON, or an entry is wrong; the message names the entry.
+        IntegrityError: A resource lies outside the card's folder.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CardError(
+            f"the card {path} cannot be read: {error.strerror or error}",
+            hint="give a folder that holds card.json and the ONNX file",
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CardError(
+            f"the card {path} is not valid JSON: {error}", hint="docs/cards.md shows a whole card"
+        ) from error
+    return parse_card(data, path.parent, where=str(path))
+
+
+def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
+    """A card from JSON types; ``folder`` holds its files, ``where`` names it in messages.
+
+    Raises:
+        CardError: An entry is missing, unknown, of a wrong type, or contradicts another.
+        IntegrityError: A resource lies outside ``folder``.
+    """
+    top = Fields(data, where)
+    _check_schema(top)
+    card = Card(
+        name=top.slug("name"),
+        version=top.slug("version"),
+        task=top.choice("task", TASKS),
+        description=top.text("description", ""),
+        classes=tuple(_class(entry) for entry in top.objects("classes", at_least=1)),
+        input=_input(top.object("input")),
+        recipe=tuple(step.mapping() for step in top.objects("recipe", default=())),
+        outputs=_outputs(top.object("outputs")),
+        activation=top.choice("activation", ACTIVATIONS),
+        output_stride_px=top.integer("output_stride_px", at_least=1),
+        halo_px=top.integer("halo_px", at_least=0, default=0),
+        dense=_dense(entry) if (entry := top.object_or_none("dense")) else None,
+        gate=_gate(entry) if (entry := top.object_or_none("gate")) else None,
+        uncertain=_uncertain(entry) if (entry := top.object_or_none("uncertain")) else None,
+        resources=tuple(_resource(entry) for entry in top.objects("resources", at_least=1)),
+        precision=(entry.mapping() if (entry := top.object_or_none("precision")) else {}),
+        licence=top.text("licence"),
+        terms=top.text_or_none("terms"),
+        intended_use=top.text("intended_use", ""),
+        training_command=top.text("training_command", ""),
+        folder=Path(folder),
+    )
+    top.finish()
+    _check_consistency(card, where)
+    return card
+
+
+def _check_schema(top: Fields) -> None:
+    version = top.take("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise CardError(
+            f"{top.where}: schema_version is {version!r}, this release reads {SCHEMA_VERSION}",
+            hint="upgrade wsiengine" if isinstance(version, int) and version > SCHEMA_VERSION else "see docs/cards.md",
+        )
+
+
+def _class(entry: Fields) -> ClassInfo:
+    name = entry.name("name")
+    given = entry.numbers_or_none("colour", 3)
+    if given is not None and any(v != int(v) or not 0 <= v <= 255 for v in given):
+        raise CardError(f"{entry.where}.colour is {list(given)}, needed three whole numbers from 0 to 255")
+    asserted = entry.name("asserted_as") if entry.has("asserted_as") else None
+    evidence = found.mapping() if (found := entry.object_or_none("evidence")) else {}
+    entry.finish()
+    colour = (int(given[0]), int(given[1]), int(given[2])) if given else colour_of(name)
+    return ClassInfo(name, colour, asserted, evidence)
+
+
+def _input(entry: Fields) -> InputSpec:
+    mpp = entry.positive_pair("mpp")
+    lo, hi = entry.numbers_or_none("range", 2) or (0.0, 255.0)
+    if lo >= hi:
+        raise CardError(f"{entry.where}.range is [{lo:g}, {hi:g}], needed [low, high] with low < high")
+    mean, std = entry.numbers_or_none("mean", 3), entry.numbers_or_none("std", 3)
+    if std is not None and min(std) <= 0:
+        raise CardError(f"{entry.where}.std is {list(std)}, needed three numbers above 0")
+    spec = InputSpec(
+        size_px=entry.integer("size_px", at_least=1),
+        mpp=Mpp(*mpp),
+        layout=entry.choice("layout", LAYOUTS),
+        dtype=entry.choice("dtype", DTYPES),
+        range=(lo, hi),
+        mean=(mean[0], mean[1], mean[2]) if mean else None,
+        std=(std[0], std[1], std[2]) if std else None,
+        resample=entry.choice("resample", RESAMPLINGS, default="area"),
+    )
+    entry.finish()
+    if spec.dtype == "uint8" and ((lo, hi) != (0, 255) or mean or std):
+        raise CardError(
+            f"{entry.where}: dtype uint8 takes pixels as they are, but range, mean or std ask for scaling",
+            hint="put the scaling into the ONNX graph, or set dtype to float32",
+        )
+    return spec
+
+
+def _outputs(entry: Fields) -> Outputs:
+    outputs = Outputs(entry.text("scores"), entry.text_or_none("gate"), entry.text_or_none("cam"))
+    entry.finish()
+    if len(set(outputs.names)) < len(outputs.names):
+        raise CardError(f"{entry.where}: two roles name the same ONNX output: {', '.join(outputs.names)}")
+    return outputs
+
+
+def _dense(entry: Fields) -> Dense:
+    dense = Dense(
+        entry.integer("block_px", at_least=1), entry.integer("halo_px", at_least=0), entry.number("offset_px")
+    )
+    entry.finish()
+    return dense
+
+
+def _gate(entry: Fields) -> Gate:
+    gate = Gate(entry.number("minimum", low=0, high=1), entry.name("otherwise"))
+    entry.finish()
+    return gate
+
+
+def _uncertain(entry: Fields) -> Uncertain:
+    uncertain = Uncertain(entry.number("below", low=0, high=1), entry.name("name"))
+    entry.finish()
+    return uncertain
+
+
+def _resource(entry: Fields) -> Resource:
+    file, digest = entry.text("file"), entry.text("sha256").lower()
+    entry.finish()
+    parts = file.replace("\\", "/").split("/")
+    if not file or file[0] in "/\\~" or ":" in file or ".." in parts or "" in parts:
+        raise IntegrityError(
+            f"{entry.where}.file is {file!r}: a model may only name files inside its own folder",
+            hint="copy the file next to the card and name it without folders",
+        )
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise CardError(f"{entry.where}.sha256 is {digest!r}, needed 64 hexadecimal digits", hint="sha256sum FILE")
+    return Resource(file, digest)
+
+
+def _check_consistency(card: Card, where: str) -> None:
+    stride = card.output_stride_px
+    lengths = {"input.size_px": card.input.size_px, "halo_px": card.halo_px}
+    if card.dense:
+        lengths |= {"dense.block_px": card.dense.block_px, "dense.halo_px": card.dense.halo_px}
+    for name, length in lengths.items():
+        if length % stride:
+            raise CardError(f"{where}: {name} is {length}, needed a whole number of output strides ({stride} px)")
+    names = [info.name for info in card.classes]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise CardError(f"{where}: class name used twice: {', '.join(doubled)}")
+    special = [s for s in (card.gate and card.gate.otherwise, card.uncertain and card.uncertain.name) if s]
+    asserted = [m.name for m in card.map_classes]
+    if doubled := sorted({s for s in special if s in names or s in asserted or special.count(s) > 1}):
+        raise CardError(
+            f"{where}: the gate's and the uncertain name must differ from every class: {', '.join(doubled)}"
+        )
+    if card.activation != "softmax" and len(asserted) < len(names):
+        raise CardError(f"{where}: asserted_as sums classes, which needs activation softmax, not {card.activation}")
+    if bool(card.gate) != bool(card.outputs.gate):
+        raise CardError(f"{where}: gate and outputs.gate go together: give both or neither")
+    if card.dense and not card.outputs.cam:
+        raise CardError(f"{where}: dense needs a class-activation map, but outputs.cam is not given")
+    files = [r.file for r in card.resources]
+    if sum(f.lower().endswith(".onnx") for f in files) != 1 or len(set(files)) < len(files):
+        raise CardError(f"{where}: resources must name each file once and exactly one .onnx: got {', '.join(files)}")
+
+
+def _class_json(info: ClassInfo) -> dict[str, Any]:
+    asserted = {"asserted_as": info.asserted_as} if info.asserted_as else {}
+    return {"name": info.name, "colour": list(info.colour), **asserted, "evidence": dict(info.evidence)}
+
+
+def _plain(record: Any) -> dict[str, Any] | None:
+    """A flat frozen record as a dict, None as None."""
+    return None if record is None else {name: getattr(record, name) for name in record.__slots__}
