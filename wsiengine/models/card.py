@@ -306,8 +306,9 @@ def _input(entry: Fields) -> InputSpec:
     mean, std = entry.numbers_or_none("mean", 3), entry.numbers_or_none("std", 3)
     if std is not None and min(std) <= 0:
         raise CardError(f"{entry.where}.std is {list(std)}, needed three numbers above 0")
+    size_px = entry.integer("size_px", at_least=1)
     spec = InputSpec(
-        size_px=entry.integer("size_px", at_least=1),
+        size_px=size_px,
         mpp=Mpp(*mpp),
         layout=entry.choice("layout", LAYOUTS),
         dtype=entry.choice("dtype", DTYPES),

@@ -5,7 +5,6 @@ every batch has one fixed, padded shape, which is part of a run's identity.
 """
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -16,6 +15,7 @@ import numpy as np
 from wsiengine.errors import CardError, DependencyError, ModelError, ProviderError, ScoreError
 from wsiengine.models.card import Card
 from wsiengine.models.integrity import check_files
+from wsikernels.pack import pack_tiles, pack_tiles_nhwc
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 CPU_BATCH, CUDA_BATCH = 8, 64
@@ -320,17 +320,14 @@ def _checked_origins(pixels: np.ndarray, origins_px: np.ndarray, side: int) -> n
 def _pack(pixels: np.ndarray, origins: np.ndarray, card: Card, out: np.ndarray) -> None:
     """Cut the tiles at ``origins`` out of ``pixels`` into ``out``, in the layout, type and range of the card."""
     spec = card.input
-    for tile, view in zip(out, _views(pixels, origins, spec.size_px), strict=True):
-        if spec.dtype == "uint8":
-            tile[...] = view if spec.layout == "NHWC" else view.transpose(2, 0, 1)
-        else:
-            value = view * spec.scale + spec.bias
-            tile[...] = value if spec.layout == "NHWC" else value.transpose(2, 0, 1)
-
-
-def _views(pixels: np.ndarray, origins: np.ndarray, side: int) -> Iterator[np.ndarray]:
-    for y, x in origins.tolist():
-        yield pixels[y : y + side, x : x + side]
+    if spec.dtype != "uint8":
+        pack = pack_tiles if spec.layout == "NCHW" else pack_tiles_nhwc
+        pack(pixels, origins, spec.scale, spec.bias, out)
+        return
+    side = spec.size_px
+    for tile, (y, x) in zip(out, origins.tolist(), strict=True):
+        view = pixels[y : y + side, x : x + side]
+        tile[...] = view if spec.layout == "NHWC" else view.transpose(2, 0, 1)
 
 
 def _check_scores(scores: np.ndarray, origins: np.ndarray, card: Card) -> None:
