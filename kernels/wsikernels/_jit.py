@@ -2,34 +2,45 @@
 
 ``fastmath`` stays off: reassociated sums would make a pixel's value depend on where a block was cut.
 
-Compiled code is kept in one folder per state of these sources (numba looks at a kernel's own file only, so a changed
-helper in another file would go unnoticed): under ``NUMBA_CACHE_DIR`` if set, else the user's cache folder, else a private
-folder among the temporary files; where nothing can be written, kernels are compiled anew in each process. Numba itself
-keeps the code for different CPUs apart.
+Compiled code is kept in one folder per state of these sources (numba looks at a kernel's own file only, so a
+changed helper in another file would go unnoticed): under ``NUMBA_CACHE_DIR`` if set, else the user's cache folder,
+else a private folder among the temporary files; where nothing can be written, kernels are compiled anew in each
+process. Numba itself keeps the code for different CPUs apart.
 """
 
 import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba import types
 from numba.core import config
 
 JIT_OFF = bool(config.DISABLE_JIT)
 _log = logging.getLogger("wsikernels")
 
 
-def jit(signatures: str | Sequence[str] | None = None, *, inline: bool = False) -> Callable[[Callable], Any]:
-    """Compile a kernel: with ``signatures`` when its module is imported, without them on the first call.
+def given(dtype: types.Type, ndim: int) -> types.Array:
+    """The type of a contiguous array that a kernel only reads: takes read-only and writable arrays alike."""
+    return types.Array(dtype, ndim, "C", readonly=True)
+
+
+def made(dtype: types.Type, ndim: int) -> types.Array:
+    """The type of a contiguous array that a kernel writes."""
+    return types.Array(dtype, ndim, "C")
+
+
+def jit(signature: tuple | None = None, *, inline: bool = False) -> Callable[[Callable], Any]:
+    """Compile a kernel: with a ``signature`` when its module is imported, without one on the first call.
 
     Args:
-        signatures: Numba signatures, for the kernels that every run needs.
+        signature: Types of the arguments, for the kernels that every run needs.
         inline: Let LLVM take the function into its callers (small helpers inside hot loops).
     """
 
@@ -37,10 +48,10 @@ def jit(signatures: str | Sequence[str] | None = None, *, inline: bool = False) 
         if JIT_OFF:
             return function
         folder = cache_folder()
-        if signatures is not None:
+        if signature is not None:
             _announce_compilation()
         with _numba_cache(folder):
-            return numba.njit(signatures, nogil=True, cache=folder is not None, forceinline=inline)(function)
+            return numba.njit(signature, nogil=True, cache=folder is not None, forceinline=inline)(function)
 
     return decorate
 

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def flat_rows(image: np.ndarray) -> tuple[np.ndarray, int]:
-    """The memory under a picture (rows, cols[, ch]) whose rows are contiguous, and the distance of its rows in elements.
+    """The memory under a picture (rows, cols[, ch]) with contiguous rows, and the distance of rows in elements.
 
     Pixel (y, x, c) is ``flat[y * pitch + x * channels + c]``. A view into a larger picture costs no copy; any other
     layout (mirrored, transposed, every second column) is copied once.

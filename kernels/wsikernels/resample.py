@@ -5,8 +5,9 @@ picture is cut. Output row Y covers the source rows [Y·ratio, (Y+1)·ratio).
 """
 
 import numpy as np
+from numba import float64, int64, uint8
 
-from wsikernels._jit import jit
+from wsikernels._jit import given, jit, made
 from wsikernels._views import flat_rows
 
 _SNAP = 1e-6  # an edge this near to a pixel boundary is that boundary: 0.5/0.125 µm/px need not be exactly 4
@@ -91,7 +92,8 @@ def _axis(out0: int, count: int, ratio: float, src0: int, available: int, what: 
     weights = np.stack([np.minimum(first + 1, end) - begin, end - (past - 1), end - begin], axis=1)
     if count and (index[0, 0] < 0 or index[-1].sum() > available):
         raise ValueError(
-            f"the source holds the {what} {src0} to {src0 + available}, but the output needs {int(first[0])} to {int(past[-1])}"
+            f"the source holds the {what} {src0} to {src0 + available}, "
+            f"but the output needs {int(first[0])} to {int(past[-1])}"
         )
     return index, weights
 
@@ -102,13 +104,33 @@ def _whole(weights: np.ndarray) -> int:
     return ratio if np.all(weights == (1.0, 1.0, ratio)) else 0
 
 
-@jit("void(uint8[::1], int64, int64, int64, int64, int64, uint8[:, :, ::1])")
+@jit(inline=True)
+def _round(value):
+    return np.uint8(np.int32(value + 0.5))
+
+
+@jit(inline=True)
+def _weighted_rows(flat, at, pitch, count, weights, column):
+    span = len(column)
+    line = flat[at : at + span]
+    first = weights[0]
+    for k in range(span):
+        column[k] = first * line[k]
+    for r in range(1, count):
+        weight = weights[1] if r == count - 1 else 1.0
+        line = flat[at + r * pitch : at + r * pitch + span]
+        for k in range(span):
+            column[k] += weight * line[k]
+
+
+@jit((given(uint8, 1), int64, int64, int64, int64, int64, made(uint8, 3)))
 def _mean_whole(flat, pitch, y0, x0, ratio_y, ratio_x, out):
     """Exact integer sums: rows first (a loop over contiguous memory), then groups of columns."""
     height, width, channels = out.shape
     span = width * ratio_x * channels
     column = np.empty(span, np.uint16)  # 256 rows × 255 fit
-    area = ratio_y * ratio_x
+    half = np.float64(ratio_y * ratio_x) + 0.5
+    scale = 0.5 / np.float64(ratio_y * ratio_x)
     for i in range(height):
         at = (y0 + i * ratio_y) * pitch + x0 * channels
         line = flat[at : at + span]
@@ -118,16 +140,24 @@ def _mean_whole(flat, pitch, y0, x0, ratio_y, ratio_x, out):
             line = flat[at + r * pitch : at + r * pitch + span]
             for k in range(span):
                 column[k] += line[k]
+        if ratio_x == 2 and channels == 3:
+            for j in range(width):
+                k = 6 * j
+                # floor((2·total + area) / (2·area)), exactly: the extra half keeps the product off every whole number
+                out[i, j, 0] = np.uint8((2 * (np.int32(column[k]) + np.int32(column[k + 3])) + half) * scale)
+                out[i, j, 1] = np.uint8((2 * (np.int32(column[k + 1]) + np.int32(column[k + 4])) + half) * scale)
+                out[i, j, 2] = np.uint8((2 * (np.int32(column[k + 2]) + np.int32(column[k + 5])) + half) * scale)
+            continue
         for j in range(width):
             base = j * ratio_x * channels
             for c in range(channels):
                 total = np.int32(0)
                 for k in range(ratio_x):
                     total += np.int32(column[base + k * channels + c])
-                out[i, j, c] = np.uint8((2 * total + area) // (2 * area))
+                out[i, j, c] = np.uint8((2 * total + half) * scale)
 
 
-@jit("void(uint8[::1], int64, int64[:, ::1], float64[:, ::1], int64[:, ::1], float64[:, ::1], uint8[:, :, ::1])")
+@jit((given(uint8, 1), int64, given(int64, 2), given(float64, 2), given(int64, 2), given(float64, 2), made(uint8, 3)))
 def _mean_general(flat, pitch, rows, row_weights, cols, col_weights, out):
     """Weighted sums in float64, always added in the order of the source pixels."""
     height, width, channels = out.shape
@@ -135,28 +165,31 @@ def _mean_general(flat, pitch, rows, row_weights, cols, col_weights, out):
     span = (cols[width - 1, 0] + cols[width - 1, 1] - x0) * channels
     column = np.empty(span, np.float64)
     for i in range(height):
-        first, count = rows[i, 0], rows[i, 1]
-        for r in range(count):
-            weight = 1.0
-            if r == 0:
-                weight = row_weights[i, 0]
-            elif r == count - 1:
-                weight = row_weights[i, 1]
-            at = (first + r) * pitch + x0 * channels
-            line = flat[at : at + span]
-            if r == 0:
-                for k in range(span):
-                    column[k] = weight * line[k]
-            else:
-                for k in range(span):
-                    column[k] += weight * line[k]
+        _weighted_rows(flat, rows[i, 0] * pitch + x0 * channels, pitch, rows[i, 1], row_weights[i], column)
+        line = out[i]
         for j in range(width):
             base, many = (cols[j, 0] - x0) * channels, cols[j, 1]
             area = row_weights[i, 2] * col_weights[j, 2]
+            near, far = col_weights[j, 0], col_weights[j, 1]
+            if channels == 3:
+                a, b, c = near * column[base], near * column[base + 1], near * column[base + 2]
+                for k in range(1, many - 1):
+                    a += column[base + 3 * k]
+                    b += column[base + 3 * k + 1]
+                    c += column[base + 3 * k + 2]
+                if many > 1:
+                    k = base + 3 * many - 3
+                    a += far * column[k]
+                    b += far * column[k + 1]
+                    c += far * column[k + 2]
+                line[j, 0] = _round(a / area)
+                line[j, 1] = _round(b / area)
+                line[j, 2] = _round(c / area)
+                continue
             for c in range(channels):
-                total = col_weights[j, 0] * column[base + c]
+                total = near * column[base + c]
                 for k in range(1, many - 1):
                     total += column[base + k * channels + c]
                 if many > 1:
-                    total += col_weights[j, 1] * column[base + (many - 1) * channels + c]
-                out[i, j, c] = np.uint8(min(np.floor(total / area + 0.5), 255.0))
+                    total += far * column[base + (many - 1) * channels + c]
+                line[j, c] = _round(total / area)
