@@ -31,7 +31,7 @@ class OpenSlideReader:
 
     OpenSlide takes positions in level-0 pixels. Where a level's downsample is no whole number the position falls
     between its pixels and OpenSlide interpolates: such levels are read in chunks fixed to the slide, so that a pixel
-    has one value whatever is asked for. After one error a handle answers everything with that error: it is then replaced.
+    has one value whatever is asked for. After an error a handle gives nothing but that error: it is then replaced.
     """
 
     def __init__(self, path: str) -> None:
