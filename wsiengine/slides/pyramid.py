@@ -1,4 +1,4 @@
-"""Writing pyramidal tiled TIFF (as Aperio SVS where asked) in one pass; memory does not grow with the slide's height."""
+"""Writing pyramidal tiled TIFF (as Aperio SVS where asked) in one pass, in memory of one row of tiles."""
 
 import tempfile
 from collections.abc import Callable, Iterator
