@@ -1,0 +1,116 @@
+"""Batches of random tiles: class first, then source, then case, then field, so that no large case drowns the others.
+
+Each batch is drawn from its own random stream (seed, iteration): a resumed training sees the batches that an
+uninterrupted one would have seen.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from wsiengine.training.augment import colour, cut, degrade, measure_stain, random_view
+from wsiengine.training.data import CLASSES, POLYP, Pixels
+
+SOURCE_SHARE = {
+    "Normal": {"ebhi": 0.25, POLYP: 0.15, "glas": 0.35, "lc25000": 0.25},
+    "Adenoma": {"ebhi": 0.6, "glas": 0.4},
+    "Adenocarcinoma": {"ebhi": 0.35, "glas": 0.4, "lc25000": 0.25},
+}
+"""How often each class is drawn from each set; a set that is absent leaves its share to the others."""
+NEGATIVE_SHARE = 0.12
+"""Part of a batch that is cut where there is least epithelium: it trains the gate alone."""
+_TRIES = 6
+_ENOUGH_EPITHELIUM = 0.15
+_NOT_A_CLASS = -1
+_ZOOM = (0.72, 1.4)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles for one step.
+
+    Attributes:
+        tiles: uint8 (N, rows, cols, 3).
+        labels: int64 (N,): class index, or −1 where the tile has no class to learn.
+        epithelium: float32 (N, rows / 32, cols / 32): covered fraction of each cell; NaN where nobody drew a mask.
+    """
+
+    tiles: np.ndarray
+    labels: np.ndarray
+    epithelium: np.ndarray
+
+
+class Sampler:
+    """Draws batches from fields in memory.
+
+    Args:
+        pixels: The training fields.
+        cell_px: Side of a cell.
+        seed: Start of every random stream.
+    """
+
+    def __init__(self, pixels: Iterable[Pixels], *, cell_px: int, seed: int) -> None:
+        self._pixels = list(pixels)
+        self._stains = [measure_stain(p.image) for p in self._pixels]
+        self._cell_px = cell_px
+        self._seed = seed
+        self._tree: dict[str, dict[str, dict[str, list[int]]]] = defaultdict(
+            lambda: defaultdict(lambda: defaultdict(list))
+        )
+        for i, p in enumerate(self._pixels):
+            is_polyp = p.field.label == POLYP
+            branch = self._tree["Normal" if is_polyp else p.field.label]
+            branch[POLYP if is_polyp else p.field.source][p.field.case].append(i)
+        self._masked = [i for i, p in enumerate(self._pixels) if p.mask is not None]
+
+    def batch(self, iteration: int, size: int, side_px: int) -> Batch:
+        """The batch of an iteration: always the same one."""
+        rng = np.random.default_rng((self._seed, iteration))
+        rows = [self._tile(rng, side_px) for _ in range(size)]
+        tiles, labels, epithelium = zip(*rows, strict=True)
+        return Batch(np.stack(tiles), np.array(labels), np.stack(epithelium))
+
+    def _tile(self, rng: np.random.Generator, side_px: int) -> tuple[np.ndarray, int, np.ndarray]:
+        negative = bool(self._masked) and rng.random() < NEGATIVE_SHARE
+        if negative:
+            index, label = self._masked[rng.integers(len(self._masked))], _NOT_A_CLASS
+        else:
+            label = int(rng.integers(len(CLASSES)))
+            index = self._draw(rng, CLASSES[label])
+        pixels = self._pixels[index]
+        tile, mask = self._cut(rng, pixels, side_px, negative=negative)
+        tile = degrade(rng, colour(rng, tile, self._stains[index], self._stains))
+        cells = side_px // self._cell_px
+        if mask is None:
+            return tile, label, np.full((cells, cells), np.nan, np.float32)
+        covered = cv2.resize(mask, (cells, cells), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        return tile, label if covered.mean() >= _ENOUGH_EPITHELIUM else _NOT_A_CLASS, covered
+
+    def _draw(self, rng: np.random.Generator, label: str) -> int:
+        branch = self._tree[label]
+        sources = sorted(branch)
+        share = np.array([SOURCE_SHARE[label].get(s, 0.3) for s in sources])
+        cases = branch[sources[rng.choice(len(sources), p=share / share.sum())]]
+        of_case = cases[sorted(cases)[rng.integers(len(cases))]]
+        return of_case[rng.integers(len(of_case))]
+
+    def _cut(
+        self, rng: np.random.Generator, pixels: Pixels, side_px: int, *, negative: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A tile with epithelium, or with as little as a few tries find."""
+        best: tuple[np.ndarray, np.ndarray | None] | None = None
+        least = 256.0
+        for _ in range(_TRIES):
+            tile, mask = cut(pixels, random_view(rng, pixels.image.shape, side_px, _ZOOM), side_px)
+            if mask is None:
+                return tile, None
+            covered = float(mask.mean())
+            if not negative and covered >= 255 * _ENOUGH_EPITHELIUM:
+                return tile, mask
+            if covered < least:
+                best, least = (tile, mask), covered
+        assert best is not None
+        return best
