@@ -31,6 +31,7 @@ _CLASS_OF = {
     "moderately-to-poorly differentiated": "adenocarcinoma",
     "poorly differentiated": "adenocarcinoma",
 }
+_FRAME_PX = 2  # cut off: many EBHI crops have a dark frame
 # EBHI's crops are 4:3 fields squashed to a square. LC25000 states nothing: 1.0 is a guess, good for looking only.
 _SOURCE_MPP = {"ebhi": Mpp(y=0.99, x=1.29), "glas": Mpp.square(0.62), "lc25000": Mpp.square(1.0)}
 
@@ -168,7 +169,8 @@ class _Fields:
         return cv2.resize(crop, (size.width, size.height), interpolation=interpolation)
 
     def _crop(self, name: str) -> np.ndarray:
-        return cv2.cvtColor(cv2.imread(str(self._folder / name), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        crop = cv2.imread(str(self._folder / name), cv2.IMREAD_COLOR)[_FRAME_PX:-_FRAME_PX, _FRAME_PX:-_FRAME_PX]
+        return cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
 
     def _scaled(self, crop: np.ndarray) -> Size:
         return Size(
