@@ -10,29 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wsiengine.classes import Colour, colour_of
-from wsiengine.errors import CardError, IntegrityError
-from wsiengine.geometry import Mpp
+from wsiengine.errors import CardError
 from wsiengine.models.fields import Fields
+from wsiengine.models.parts import (
+    ClassInfo,
+    Dense,
+    Gate,
+    InputSpec,
+    Outputs,
+    Resource,
+    Uncertain,
+    read_class,
+    read_dense,
+    read_gate,
+    read_input,
+    read_outputs,
+    read_resource,
+    read_uncertain,
+)
 
 SCHEMA_VERSION = 1
 TASKS = ("classify",)
-LAYOUTS = ("NHWC", "NCHW")
-DTYPES = ("uint8", "float32", "float16")
-RESAMPLINGS = ("area", "pil_bilinear_per_tile")
 ACTIVATIONS = ("softmax", "sigmoid", "identity")
-
-
-@dataclass(frozen=True, slots=True)
-class ClassInfo:
-    """One score channel. ``asserted_as`` is the name under which a result may claim it (its own where None)."""
-
-    name: str
-    colour: Colour
-    asserted_as: str | None = None
-    evidence: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,78 +42,6 @@ class MapClass:
     name: str
     colour: Colour
     channels: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """What one tile must look like. Model value = ((lo + x/255·(hi − lo)) − mean) / std, for a pixel x in 0–255."""
-
-    size_px: int
-    mpp: Mpp
-    layout: str
-    dtype: str
-    range: tuple[float, float] = (0.0, 255.0)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    resample: str = "area"
-
-    @property
-    def scale(self) -> np.ndarray:
-        """float32 (3,): model value = pixel · scale + bias."""
-        lo, hi = self.range
-        return ((hi - lo) / 255 / np.asarray(self.std or (1, 1, 1), np.float64)).astype(np.float32)
-
-    @property
-    def bias(self) -> np.ndarray:
-        """float32 (3,)."""
-        mean, std = np.asarray(self.mean or (0, 0, 0), np.float64), np.asarray(self.std or (1, 1, 1), np.float64)
-        return ((self.range[0] - mean) / std).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """ONNX output names by role: class scores (N, classes), gate fraction (N,), activation map (N, classes, h, w)."""
-
-    scores: str
-    gate: str | None = None
-    cam: str | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.scores, self.gate, self.cam) if name is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """Running the network once over large blocks: their side and halo, and where cell 0 of its map is centred."""
-
-    block_px: int
-    halo_px: int
-    offset_px: float
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """A tile whose gate fraction is below ``minimum`` is asserted to be ``otherwise``."""
-
-    minimum: float
-    otherwise: str
-
-
-@dataclass(frozen=True, slots=True)
-class Uncertain:
-    """A place whose best class is below ``below`` is asserted to be ``name``."""
-
-    below: float
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """A file of the model, relative to the card's folder."""
-
-    file: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,17 +182,17 @@ def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
         version=top.slug("version"),
         task=top.choice("task", TASKS),
         description=top.text("description", ""),
-        classes=tuple(_class(entry) for entry in top.objects("classes", at_least=1)),
-        input=_input(top.object("input")),
+        classes=tuple(read_class(entry) for entry in top.objects("classes", at_least=1)),
+        input=read_input(top.object("input")),
         recipe=tuple(step.mapping() for step in top.objects("recipe", default=())),
-        outputs=_outputs(top.object("outputs")),
+        outputs=read_outputs(top.object("outputs")),
         activation=top.choice("activation", ACTIVATIONS),
         output_stride_px=top.integer("output_stride_px", at_least=1),
         halo_px=top.integer("halo_px", at_least=0, default=0),
-        dense=_dense(entry) if (entry := top.object_or_none("dense")) else None,
-        gate=_gate(entry) if (entry := top.object_or_none("gate")) else None,
-        uncertain=_uncertain(entry) if (entry := top.object_or_none("uncertain")) else None,
-        resources=tuple(_resource(entry) for entry in top.objects("resources", at_least=1)),
+        dense=read_dense(entry) if (entry := top.object_or_none("dense")) else None,
+        gate=read_gate(entry) if (entry := top.object_or_none("gate")) else None,
+        uncertain=read_uncertain(entry) if (entry := top.object_or_none("uncertain")) else None,
+        resources=tuple(read_resource(entry) for entry in top.objects("resources", at_least=1)),
         precision=(entry.mapping() if (entry := top.object_or_none("precision")) else {}),
         licence=top.text("licence"),
         terms=top.text_or_none("terms"),
@@ -284,88 +212,6 @@ def _check_schema(top: Fields) -> None:
             f"{top.where}: schema_version is {version!r}, this release reads {SCHEMA_VERSION}",
             hint="upgrade wsiengine" if isinstance(version, int) and version > SCHEMA_VERSION else "see docs/cards.md",
         )
-
-
-def _class(entry: Fields) -> ClassInfo:
-    name = entry.name("name")
-    given = entry.numbers_or_none("colour", 3)
-    if given is not None and any(v != int(v) or not 0 <= v <= 255 for v in given):
-        raise CardError(f"{entry.where}.colour is {list(given)}, needed three whole numbers from 0 to 255")
-    asserted = entry.name("asserted_as") if entry.has("asserted_as") else None
-    evidence = found.mapping() if (found := entry.object_or_none("evidence")) else {}
-    entry.finish()
-    colour = (int(given[0]), int(given[1]), int(given[2])) if given else colour_of(name)
-    return ClassInfo(name, colour, asserted, evidence)
-
-
-def _input(entry: Fields) -> InputSpec:
-    mpp = entry.positive_pair("mpp")
-    lo, hi = entry.numbers_or_none("range", 2) or (0.0, 255.0)
-    if lo >= hi:
-        raise CardError(f"{entry.where}.range is [{lo:g}, {hi:g}], needed [low, high] with low < high")
-    mean, std = entry.numbers_or_none("mean", 3), entry.numbers_or_none("std", 3)
-    if std is not None and min(std) <= 0:
-        raise CardError(f"{entry.where}.std is {list(std)}, needed three numbers above 0")
-    size_px = entry.integer("size_px", at_least=1)
-    spec = InputSpec(
-        size_px=size_px,
-        mpp=Mpp(*mpp),
-        layout=entry.choice("layout", LAYOUTS),
-        dtype=entry.choice("dtype", DTYPES),
-        range=(lo, hi),
-        mean=(mean[0], mean[1], mean[2]) if mean else None,
-        std=(std[0], std[1], std[2]) if std else None,
-        resample=entry.choice("resample", RESAMPLINGS, default="area"),
-    )
-    entry.finish()
-    if spec.dtype == "uint8" and ((lo, hi) != (0, 255) or mean or std):
-        raise CardError(
-            f"{entry.where}: dtype uint8 takes pixels as they are, but range, mean or std ask for scaling",
-            hint="put the scaling into the ONNX graph, or set dtype to float32",
-        )
-    return spec
-
-
-def _outputs(entry: Fields) -> Outputs:
-    outputs = Outputs(entry.text("scores"), entry.text_or_none("gate"), entry.text_or_none("cam"))
-    entry.finish()
-    if len(set(outputs.names)) < len(outputs.names):
-        raise CardError(f"{entry.where}: two roles name the same ONNX output: {', '.join(outputs.names)}")
-    return outputs
-
-
-def _dense(entry: Fields) -> Dense:
-    dense = Dense(
-        entry.integer("block_px", at_least=1), entry.integer("halo_px", at_least=0), entry.number("offset_px")
-    )
-    entry.finish()
-    return dense
-
-
-def _gate(entry: Fields) -> Gate:
-    gate = Gate(entry.number("minimum", low=0, high=1), entry.name("otherwise"))
-    entry.finish()
-    return gate
-
-
-def _uncertain(entry: Fields) -> Uncertain:
-    uncertain = Uncertain(entry.number("below", low=0, high=1), entry.name("name"))
-    entry.finish()
-    return uncertain
-
-
-def _resource(entry: Fields) -> Resource:
-    file, digest = entry.text("file"), entry.text("sha256").lower()
-    entry.finish()
-    parts = file.replace("\\", "/").split("/")
-    if not file or file[0] in "/\\~" or ":" in file or ".." in parts or "" in parts:
-        raise IntegrityError(
-            f"{entry.where}.file is {file!r}: a model may only name files inside its own folder",
-            hint="copy the file next to the card and name it without folders",
-        )
-    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise CardError(f"{entry.where}.sha256 is {digest!r}, needed 64 hexadecimal digits", hint="sha256sum FILE")
-    return Resource(file, digest)
 
 
 def _check_consistency(card: Card, where: str) -> None:

@@ -24,8 +24,9 @@ from onnx import TensorProto, checker, helper, numpy_helper
 
 from wsiengine.geometry import Mpp
 from wsiengine.models import planted
-from wsiengine.models.card import Card, ClassInfo, Dense, Gate, InputSpec, Outputs, Resource
+from wsiengine.models.card import Card
 from wsiengine.models.integrity import file_sha256
+from wsiengine.models.parts import ClassInfo, Dense, Gate, InputSpec, Outputs, Resource
 
 _OPSET, _IR = 17, 8
 

@@ -1,0 +1,112 @@
+"""Whether the ONNX file keeps what its card promises: names, types and shapes before a run, finite scores within it."""
+
+from typing import Any
+
+import numpy as np
+
+from wsiengine.errors import CardError, ScoreError
+from wsiengine.models.card import Card
+
+_GATE_SLACK = 1e-3  # a fraction summed in float32 may leave [0, 1] by a few bits
+_ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "float16": "tensor(float16)"}
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
+
+
+def check_signature(inputs: list[Any], outputs: list[Any], card: Card) -> int | None:
+    """Compare what an ONNX file states with its card, so far as it states it.
+
+    Args:
+        inputs, outputs: Described by ``name``, ``type`` and ``shape`` (a size, or a name or None where it is free).
+
+    Returns:
+        The batch size, where the file fixes it.
+
+    Raises:
+        CardError: They disagree; says in what.
+    """
+    if len(inputs) != 1:
+        raise disagrees(card, f"{len(inputs)} inputs ({', '.join(i.name for i in inputs)})", "one, the tiles")
+    tiles, spec = inputs[0], card.input
+    if tiles.type != _ONNX_TYPES[spec.dtype]:
+        raise disagrees(card, f"an input of type {tiles.type}", f"{_ONNX_TYPES[spec.dtype]}")
+    shape = (spec.size_px, spec.size_px, 3) if spec.layout == "NHWC" else (3, spec.size_px, spec.size_px)
+    if len(tiles.shape) != 4 or not _fits(tiles.shape[1:], shape):
+        raise disagrees(card, f"an input of shape {_shape(tiles.shape)}", f"{_shape(['N', *shape])} ({spec.layout})")
+    stated = {out.name: out for out in outputs}
+    for name in card.outputs.names:
+        if name not in stated:
+            raise disagrees(card, f"the outputs {', '.join(stated)}", f"one called {name!r}")
+        if stated[name].type not in _FLOATS:
+            raise disagrees(card, f"an output {name!r} of type {stated[name].type}", "floating-point numbers")
+    scores, classes = stated[card.outputs.scores].shape, len(card.classes)
+    if scores and (len(scores) != 2 or not _fits(scores[1:], (classes,))):
+        raise disagrees(card, f"scores of shape {_shape(scores)}", f"[N, {classes}], one for each class")
+    batch = tiles.shape[0]
+    return batch if isinstance(batch, int) and batch > 0 else None
+
+
+def check_outputs(outputs: list[np.ndarray], count: int, card: Card) -> None:
+    """Compare the shapes that really came out for ``count`` tiles: scores, then the gate if the card has one.
+
+    Raises:
+        CardError: They are not (count, classes) and (count,) or (count, 1).
+    """
+    scores = outputs[0]
+    if scores.shape != (count, len(card.classes)):
+        raise disagrees(card, f"scores of shape {_shape(scores.shape)} for {count} tiles", f"{len(card.classes)} each")
+    if card.gate and outputs[1].shape not in ((count,), (count, 1)):
+        raise disagrees(card, f"a gate of shape {_shape(outputs[1].shape)} for {count} tiles", "one number each")
+
+
+def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card) -> None:
+    """Refuse NaN, infinity and a gate that is no fraction; clip the gate's last bits to [0, 1], in place.
+
+    Args:
+        scores: (N, card.score_channels) float32.
+        origins_px: (N, 2), y and x of each tile in its block, for the message.
+
+    Raises:
+        ScoreError: Names the first such tile.
+    """
+    bad = ~np.isfinite(scores).all(axis=1)
+    if bad.any():
+        tile = int(np.argmax(bad))
+        what = "NaN" if np.isnan(scores[tile]).any() else "infinity"
+        raise ScoreError(
+            f"model {card.name} gave {what} for {_place(origins_px[tile])}"
+            f" ({int(bad.sum())} of {len(scores)} tiles there); needed finite numbers",
+            hint="the ONNX file overflows on this input: try one exported as float32",
+        )
+    if card.gate is None:
+        return
+    gate = scores[:, -1]
+    outside = (gate < -_GATE_SLACK) | (gate > 1 + _GATE_SLACK)
+    if outside.any():
+        tile = int(np.argmax(outside))
+        raise ScoreError(
+            f"model {card.name} gave the gate {gate[tile]:g} for {_place(origins_px[tile])}, needed 0 to 1",
+            hint="the gate is the part of the tile that may be diagnosed: put a sigmoid or a mean into the ONNX file",
+        )
+    np.clip(gate, 0, 1, out=gate)
+
+
+def disagrees(card: Card, got: str, needed: str) -> CardError:
+    return CardError(
+        f"card and ONNX file disagree: {card.model_path.name} has {got}; the card of {card.name} needs {needed}",
+        hint="correct the card, or export the model again",
+    )
+
+
+def _fits(stated: list[Any], wanted: tuple[int, ...]) -> bool:
+    """Whether every size that is stated (not free) is the wanted one."""
+    return len(stated) == len(wanted) and all(
+        got == need or not isinstance(got, int) or got < 1 for got, need in zip(stated, wanted, strict=True)
+    )
+
+
+def _shape(sizes: Any) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in sizes) + "]"
+
+
+def _place(origin_px: np.ndarray) -> str:
+    return f"the tile at y {int(origin_px[0])}, x {int(origin_px[1])} px of its block"
