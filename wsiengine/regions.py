@@ -1,0 +1,195 @@
+"""Regions drawn by a person: GeoJSON → one geometry in level-0 pixels → which points and cells lie inside.
+
+Boundary rule, everywhere the same: a point exactly on the boundary of a region is outside.
+"""
+
+import gzip
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import geojson
+import numpy as np
+import shapely
+
+from wsiengine.errors import RegionError
+from wsiengine.geometry import Box, Lattice, Size
+
+_STRIP_POINTS = 1 << 20
+_HINT = "draw it in QuPath and use File › Export objects as GeoJSON."
+
+
+def load_region(
+    path: str | os.PathLike[str], *, size_l0: Size, bounds_l0: Box | None = None, name: str = "--region"
+) -> Any:
+    """The union of all polygons of a GeoJSON file, clipped to the slide.
+
+    Takes what QuPath exports (a FeatureCollection), a single Feature, a list of Features, or a bare geometry; plain or
+    gzipped, told by content. Points and lines are left out; rings that cross themselves are repaired.
+
+    Args:
+        path: The file.
+        size_l0: Size of the slide at level 0.
+        bounds_l0: The slide's bounds, where it states them: QuPath counts from their corner.
+        name: What the file was given as, for messages.
+
+    Returns:
+        A shapely Polygon or MultiPolygon in level-0 pixels of the slide, x right, y down.
+
+    Raises:
+        RegionError: The file cannot be read, is no GeoJSON, or holds no polygon that overlaps the slide.
+    """
+    found = list(_geometries(_parse(Path(path), name), name))
+    polygons = _polygons(found, name)
+    if not polygons:
+        kinds = ", ".join(sorted({_kind(item) for item in found})) or "no object"
+        raise RegionError(
+            f"{name} {path} holds no polygon (it has {kinds}); a region needs an area.",
+            hint=f"draw a closed shape: {_HINT}",
+        )
+    region = shapely.union_all(polygons)
+    if bounds_l0 is not None:
+        region = shapely.transform(region, lambda xy: xy + np.array([bounds_l0.x0, bounds_l0.y0]))
+    slide = shapely.box(0, 0, size_l0.width, size_l0.height)
+    inside = _areas(shapely.intersection(region, slide))
+    if not inside:
+        left, top, right, bottom = (f"{value:,.0f}" for value in region.bounds)
+        raise RegionError(
+            f"{name} {path} lies outside the slide: it spans x {left} to {right}, y {top} to {bottom}, "
+            f"the slide is {size_l0} px.",
+            hint="coordinates must be full-resolution pixels of this slide, as QuPath exports them.",
+        )
+    return shapely.union_all(inside)
+
+
+def points_inside(geometry: Any, y_l0: np.ndarray, x_l0: np.ndarray) -> np.ndarray:
+    """Whether points lie inside ``geometry``; a point on its boundary does not.
+
+    Args:
+        geometry: shapely geometry in level-0 pixels.
+        y_l0, x_l0: Coordinates, broadcast against each other.
+
+    Returns:
+        bool array of the broadcast shape.
+    """
+    shapely.prepare(geometry)
+    return shapely.contains_xy(geometry, *np.broadcast_arrays(x_l0, y_l0))
+
+
+def rasterise(geometry: Any, lattice: Lattice) -> np.ndarray:
+    """The cells of ``lattice`` whose centre lies inside ``geometry``: bool, ``lattice.extent_cells``.
+
+    A cell that overhangs the slide is judged by the centre of its part inside the slide.
+    """
+    rows, cols = lattice.extent_cells.shape
+    y_l0 = _centres(rows, lattice.l0_per_cell[0], lattice.slide_l0.height)
+    x_l0 = _centres(cols, lattice.l0_per_cell[1], lattice.slide_l0.width)
+    out = np.zeros((rows, cols), bool)
+    if geometry.is_empty or not out.size:
+        return out
+    left, top, right, bottom = geometry.bounds
+    row0, row1 = np.searchsorted(y_l0, [top, bottom])
+    col0, col1 = np.searchsorted(x_l0, [left, right])
+    strip = max(1, _STRIP_POINTS // max(1, int(col1 - col0)))
+    for start in range(int(row0), int(row1), strip):
+        stop = min(start + strip, int(row1))
+        out[start:stop, col0:col1] = points_inside(geometry, y_l0[start:stop, None], x_l0[None, col0:col1])
+    return out
+
+
+def _centres(count: int, step: float, limit: int) -> np.ndarray:
+    edges = np.minimum(np.arange(count + 1) * step, limit)
+    return (edges[1:] + edges[:-1]) / 2
+
+
+# --- reading GeoJSON -----------------------------------------------------------------------------
+
+
+def _parse(path: Path, name: str) -> Any:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RegionError(
+            f"{name} {path} cannot be read: {error.strerror or error}.", hint="check the path."
+        ) from error
+    try:
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return geojson.loads(data.decode("utf-8-sig"))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RegionError(f"{name} {path} is a damaged gzip file: {error}.", hint="export it again.") from error
+    except json.JSONDecodeError as error:
+        raise RegionError(f"{name} {path} is not GeoJSON: line {error.lineno}, {error.msg}.", hint=_HINT) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise RegionError(f"{name} {path} is not GeoJSON: it is not text in UTF-8.", hint=_HINT) from error
+    except (ValueError, TypeError, AttributeError) as error:  # the geojson package, on values that JSON allows
+        raise RegionError(f"{name} {path} is not valid GeoJSON: {error}.", hint=_HINT) from error
+
+
+def _geometries(item: Any, name: str) -> Iterator[dict]:
+    """The bare geometries in anything that GeoJSON or QuPath may write, depth first."""
+    if isinstance(item, list):
+        for part in item:
+            yield from _geometries(part, name)
+        return
+    kind = _kind(item)
+    if kind == "FeatureCollection":
+        yield from _geometries(item.get("features") or [], name)
+    elif kind == "Feature":
+        if item.get("geometry") is not None:
+            yield from _geometries(item["geometry"], name)
+    elif kind == "GeometryCollection":
+        yield from _geometries(item.get("geometries") or [], name)
+    elif isinstance(item, dict) and "coordinates" in item:
+        yield item
+    else:
+        raise RegionError(
+            f"{name} is JSON, but not GeoJSON: an object of type {kind!r} where a feature or geometry was expected.",
+            hint=_HINT,
+        )
+
+
+def _kind(item: Any) -> str:
+    return str(item.get("type", "nothing")) if isinstance(item, dict) else type(item).__name__
+
+
+def _polygons(geometries: Iterable[dict], name: str) -> list[Any]:
+    polygons: list[Any] = []
+    for item in geometries:
+        rings_of = {"Polygon": [item["coordinates"]], "MultiPolygon": item["coordinates"]}.get(_kind(item), [])
+        for rings in rings_of:
+            polygons += _areas(_polygon(rings, name))
+    return polygons
+
+
+def _polygon(rings: Any, name: str) -> Any:
+    """One polygon from GeoJSON rings: the first is the shell, the others holes; a hole is cut out, whatever its way."""
+    try:
+        outlines = [[(float(position[0]), float(position[1])) for position in ring] for ring in rings]
+    except (TypeError, ValueError, IndexError) as error:
+        raise RegionError(f"{name} has a polygon whose coordinates are not pairs of numbers.", hint=_HINT) from error
+    if not all(math.isfinite(value) for ring in outlines for position in ring for value in position):
+        raise RegionError(f"{name} has a polygon with a coordinate that is not a finite number.", hint=_HINT)
+    if not outlines or not _spans(outlines[0]):
+        return shapely.Polygon()
+    shell, *holes = (shapely.make_valid(shapely.Polygon(ring)) for ring in outlines if _spans(ring))
+    return shapely.difference(shell, shapely.union_all(holes)) if holes else shell
+
+
+def _spans(ring: list[tuple[float, float]]) -> bool:
+    return len(set(ring)) >= 3
+
+
+def _areas(geometry: Any) -> list[Any]:
+    """The polygon parts of any geometry that have an area."""
+    out: list[Any] = []
+    for part in shapely.get_parts(geometry):
+        if part.geom_type == "Polygon":
+            out += [part] if part.area > 0 else []
+        elif part.geom_type in ("MultiPolygon", "GeometryCollection"):
+            out += _areas(part)
+    return out
