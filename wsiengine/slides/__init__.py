@@ -1,12 +1,13 @@
 """Opening slides: :func:`open_slide` chooses the way to read and says which."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from wsiengine.errors import SlideNotFound, UnreadableSlide
+from wsiengine.errors import SlideNotFound, UnreadableSlide, UnsupportedSlide
 from wsiengine.geometry import Mpp
 from wsiengine.slides.base import LevelReader, Slide, SlideInfo
-from wsiengine.slides.sources import is_url
+from wsiengine.slides.sources import is_url, open_source
 from wsiengine.slides.whole import WholeSlide
 
 __all__ = ["Slide", "SlideInfo", "open_slide"]
@@ -47,7 +48,36 @@ def _check_file(path: Path) -> None:
         raise UnreadableSlide(f"{path} is empty (0 bytes).", hint="copy it again from its origin.")
 
 
-def _choose(path: str, reader: str | None) -> LevelReader:
+def _choose(path: str, wanted: str | None) -> LevelReader:
+    """The first way of reading that takes the file; ``wanted`` insists on one."""
+    for name in (wanted,) if wanted else _READERS:
+        reader = _READERS[name](path)
+        if reader is not None:
+            return reader
+    raise UnsupportedSlide(f"{path} cannot be read by “{wanted}”.", hint="leave the choice of the reader open.")
+
+
+def _direct(path: str) -> LevelReader | None:
+    from wsiengine.slides.direct import DirectReader
+    from wsiengine.slides.tiff import MAGICS, parse_tiled
+
+    if not is_url(path):
+        from wsiengine.slides.openslide import detect
+
+        if detect(path) not in (None, "aperio", "generic-tiff"):
+            return None  # a layout with rules of its own
+    source = open_source(path)
+    tiff = parse_tiled(path, source.length_bytes) if source.read(0, 4) in MAGICS else None
+    if tiff is None:
+        source.close()
+        return None
+    return DirectReader(source, tiff)
+
+
+def _openslide(path: str) -> LevelReader | None:
     from wsiengine.slides.openslide import OpenSlideReader
 
     return OpenSlideReader(path)
+
+
+_READERS: dict[str, Callable[[str], LevelReader | None]] = {"direct": _direct, "openslide": _openslide}

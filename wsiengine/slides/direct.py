@@ -1,0 +1,126 @@
+"""Reading tiled TIFF without a library between: tables parsed once, then pread and decode, straight into the block.
+
+A read takes each file tile under it once. Nothing is kept between reads: a block of 64 model tiles covers so many file
+tiles that those on its border weigh little, and keeping them would cost a lock and memory that grows with the slide.
+"""
+
+import re
+import threading
+from collections.abc import Callable
+
+import cv2
+import imagecodecs
+import numpy as np
+
+from wsiengine.errors import UnreadableSlide
+from wsiengine.geometry import Box
+from wsiengine.slides.sources import Source
+from wsiengine.slides.tiff import TiledTiff, TileTable
+
+_DAMAGE = (RuntimeError, ValueError, IndexError)  # what imagecodecs meets damage with
+
+
+class DirectReader:
+    """Levels of a :class:`~wsiengine.slides.tiff.TiledTiff`. Decoding holds no lock, the interpreter's included.
+
+    JPEG pixels are those of OpenSlide bit for bit; JPEG 2000 with subsampled colour differs by rounding, at most 1.
+    """
+
+    def __init__(self, source: Source, tiff: TiledTiff) -> None:
+        self.info = tiff.info
+        self._source = source
+        self._levels = tiff.levels
+        self._scratch = threading.local()
+
+    def read_into(self, level: int, box: Box, out: np.ndarray) -> None:
+        table = self._levels[level]
+        height, width = table.tile.shape
+        cols = range(box.x0 // width, -(-box.x1 // width))
+        for row in range(box.y0 // height, -(-box.y1 // height)):
+            ranges = [(int(table.offsets[row, col]), int(table.lengths[row, col])) for col in cols]
+            for col, packed in zip(cols, self._source.read_many(ranges), strict=True):
+                tile = table.box(row, col)
+                pixels = self._decode(level, table, tile, packed)
+                part = tile.intersect(box)
+                out[part.relative_to(box).slices] = pixels[part.relative_to(tile).slices]
+
+    def _decode(self, level: int, table: TileTable, tile: Box, packed: bytes) -> np.ndarray:
+        """(tile h, tile w, 3) uint8, valid until this thread's next call."""
+        try:
+            return _DECODERS[table.codec](packed, table, self._canvas(table))
+        except _DAMAGE as error:
+            downsample_y, downsample_x = self.info.levels[level].downsample
+            y_l0, x_l0 = round(tile.y0 * downsample_y), round(tile.x0 * downsample_x)
+            raise UnreadableSlide(
+                f"{self._source.path} cannot be decoded at x {x_l0:,}, y {y_l0:,} (level-0 pixels; a tile of "
+                f"{tile.width} × {tile.height} px of level {level}): {error}.",
+                hint="the file is damaged there: copy it again from its origin, or leave that part out with --region.",
+            ) from error
+
+    def _canvas(self, table: TileTable) -> np.ndarray:
+        """This thread's tile, reused: it stays in the processor's cache."""
+        canvas = getattr(self._scratch, "canvas", None)
+        if canvas is None or canvas.shape[:2] != table.tile.shape:
+            canvas = self._scratch.canvas = np.empty((*table.tile.shape, 3), np.uint8)
+        return canvas
+
+    def close(self) -> None:
+        self._source.close()
+
+
+# inside a scan only stuffed bytes and restarts follow 0xff; between the scans of progressive JPEG, tables and comments
+_STRAY_MARKER = re.compile(rb"\xff[^\x00\xc4\xd0-\xd7\xda\xdb\xdd\xfe\xff]")
+_START_OF_SCAN = b"\xff\xda"
+
+
+def _jpeg(packed: bytes, table: TileTable, canvas: np.ndarray) -> np.ndarray:
+    _check_jpeg(packed)
+    space = "YCBCR" if table.ycbcr else "RGB"
+    return imagecodecs.jpeg8_decode(packed, tables=table.jpeg_tables, colorspace=space, outcolorspace="RGB", out=canvas)
+
+
+def _check_jpeg(packed: bytes) -> None:
+    """Find what libjpeg would only warn of, filling the rest with grey: a stream cut short, or overwritten."""
+    scan = packed.find(_START_OF_SCAN)
+    stray = _STRAY_MARKER.search(packed, scan + 2) if scan >= 0 else None
+    if stray is None or packed[stray.start() : stray.end()] != b"\xff\xd9":
+        found = "no end" if stray is None else f"marker {stray.group().hex()} inside"
+        raise ValueError(f"damaged JPEG stream ({found})")
+
+
+def _jpeg2000(packed: bytes, table: TileTable, canvas: np.ndarray) -> np.ndarray:
+    pixels = imagecodecs.jpeg2k_decode(packed)
+    if pixels.shape != canvas.shape or pixels.dtype != np.uint8:
+        raise ValueError(f"a tile of {canvas.shape} uint8 was announced, {pixels.shape} {pixels.dtype} came")
+    if table.ycbcr and not _subsampled(packed):  # OpenJPEG turns subsampled YCbCr into RGB, but not full YCbCr
+        return cv2.cvtColor(np.ascontiguousarray(pixels[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
+    return pixels
+
+
+def _subsampled(packed: bytes) -> bool:
+    """Whether the second component of a codestream is smaller than the first (SIZ marker, ISO 15444-1 A.5.1)."""
+    start = packed.find(b"\xff\x51")
+    component = start + 4 + 36 + 3  # marker and length, fixed part, first component
+    return packed[component + 1 : component + 3] != b"\x01\x01"
+
+
+def _raw(unpack: Callable[[bytes], bytes | bytearray]) -> Callable[[bytes, TileTable, np.ndarray], np.ndarray]:
+    def decode(packed: bytes, table: TileTable, canvas: np.ndarray) -> np.ndarray:
+        pixels = np.frombuffer(unpack(packed), np.uint8)
+        if pixels.size < canvas.size:
+            raise ValueError(f"{canvas.size:,} bytes were announced, {pixels.size:,} came")
+        pixels = pixels[: canvas.size].reshape(canvas.shape)
+        return imagecodecs.delta_decode(pixels, axis=1) if table.differences else pixels
+
+    return decode
+
+
+_DECODERS: dict[str, Callable[[bytes, TileTable, np.ndarray], np.ndarray]] = {
+    "jpeg": _jpeg,
+    "jpeg2000": _jpeg2000,
+    "jpeg2000 ycbcr": _jpeg2000,
+    "deflate": _raw(lambda packed: imagecodecs.zlib_decode(packed)),
+    "lzw": _raw(lambda packed: imagecodecs.lzw_decode(packed)),
+    "zstd": _raw(lambda packed: imagecodecs.zstd_decode(packed)),
+    "none": _raw(bytes),
+}
