@@ -35,7 +35,6 @@ class Tiny:
     score_count: int | None = None  # other than the card's
     gate_scale: float = 1.0
     domain: str = ""
-    squeeze: bool = False  # scores without the class axis known to the graph
 
 
 def tiny(folder: Path, **changes: Any) -> Card:
@@ -107,7 +106,7 @@ def graph(what: Tiny) -> onnx.ModelProto:
         nodes.append(helper.make_node("Odd", ["gate"], ["odd"], domain=what.domain))
     sides = [what.side, what.side if isinstance(what.side, int) else "w"]
     shape = [what.batch, *sides, 3] if what.layout == "NHWC" else [what.batch, 3, *sides]
-    named = {what.score_name: ["n", "c" if what.squeeze else count], "gate": ["n"], "cam": ["n", count, "r", "s"]}
+    named = {what.score_name: ["n", count], "gate": ["n"], "cam": ["n", count, "r", "s"]}
     proto = helper.make_graph(
         nodes,
         "tiny",

@@ -130,6 +130,8 @@ def read_input(entry: Fields) -> InputSpec:
         resample=entry.choice("resample", RESAMPLINGS, default="area"),
     )
     entry.finish()
+    if spec.dtype == "float16" and spec.layout == "NHWC":
+        raise CardError(f"{entry.where}: dtype float16 needs layout NCHW", hint="export with NCHW, or as float32")
     if spec.dtype == "uint8" and ((lo, hi) != (0, 255) or mean or std):
         raise CardError(
             f"{entry.where}: dtype uint8 takes pixels as they are, but range, mean or std ask for scaling",
