@@ -24,7 +24,7 @@ _HOME = {
     "open_slide": "slides",
     "plan": "planning",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604  (the names are strings)
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -143,7 +143,8 @@ class Mpp:
 
     def __str__(self) -> str:
         if math.isclose(self.y, self.x, rel_tol=1e-3):
-            return f"{self.mean:.4g} µm/px"
+            text = f"{self.mean:.4g}"
+            return f"{text}.0 µm/px" if text.isdigit() else f"{text} µm/px"
         return f"{self.x:.4g} × {self.y:.4g} µm/px (x × y)"
 
 

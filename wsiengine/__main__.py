@@ -1,0 +1,7 @@
+"""``python -m wsiengine``."""
+
+import sys
+
+from wsiengine.cli import main
+
+sys.exit(main())

@@ -1,0 +1,111 @@
+"""``wsiengine doctor``: what this installation can do, and what is wrong with it."""
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = [
+    "numpy",
+    "numba",
+    "scipy",
+    "dask",
+    "zarr",
+    "openslide-python",
+    "openslide-bin",
+    "tiffslide",
+    "tifffile",
+    "imagecodecs",
+    "opencv-python-headless",
+    "shapely",
+    "geojson",
+    "distributed",
+    "torch",
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    facts = examine()
+    if args.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        for label, text in _lines(facts):
+            print(f"{label:<12}{text}")
+    return 1 if facts["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """Versions, devices, threads, caches and problems as JSON."""
+    from wsiengine import __version__
+    from wsiengine.models.registry import config_dir, list_models
+    from wsiengine.models.runtime import providers
+
+    runtime = providers()
+    problems = [runtime["problem"]] if runtime["problem"] else []
+    models = list_models()
+    problems += [f"model {entry.name}: {entry.problem}" for entry in models if entry.problem]
+    return {
+        "wsiengine": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": len(os.sched_getaffinity(0)),
+        "onnxruntime": runtime["version"],
+        "providers": runtime["providers"],
+        "device": _device(problems),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "models": [entry.name for entry in models],
+        "kernel_cache": _kernel_cache(),
+        "config": str(config_dir()),
+        "problems": problems,
+    }
+
+
+def _device(problems: list[str]) -> str | None:
+    """What ``--device auto`` gets on this machine: told by a session, not by a list of names."""
+    from wsiengine.errors import WsiError
+    from wsiengine.models.registry import load_model
+    from wsiengine.models.runtime import Runtime
+
+    try:
+        return Runtime(load_model("planted"), device="auto").chosen
+    except WsiError as error:
+        problems.append(error.message)
+        return None
+
+
+def _kernel_cache() -> str:
+    from wsikernels._jit import cache_folder
+
+    folder = cache_folder()
+    return str(folder) if folder else "nowhere: no folder can be written, kernels are compiled anew each time"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    packages = " · ".join(f"{name} {found}" for name, found in facts["packages"].items() if found)
+    missing = [name for name, found in facts["packages"].items() if not found and name not in ("torch", "distributed")]
+    lines = [
+        ("wsiengine", f"{facts['wsiengine']} · Python {facts['python']} · {facts['system']}"),
+        ("device", facts["device"] or "none"),
+        ("providers", ", ".join(facts["providers"]) or "none"),
+        ("threads", str(facts["threads"])),
+        ("models", ", ".join(facts["models"])),
+        ("packages", packages),
+        ("kernels", f"{facts['kernel_cache']}"),
+        ("config", facts["config"]),
+    ]
+    lines += [("missing", name) for name in missing]
+    lines += [("problem", text) for text in facts["problems"]] or [("problem", "none")]
+    return lines

@@ -1,0 +1,78 @@
+"""``wsiengine export``: a finished run, drawn again with another threshold, smoothing or format. No inference."""
+
+import argparse
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wsiengine.commands.arguments import add_drawing
+from wsiengine.errors import OutputConflict
+
+FORMATS = ("geojson", "geojson.gz", "csv")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="OUT", help="output folder of a finished run")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="file to write (default: OUT/export.<format>)"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="default: what FILE's name says, else geojson")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_drawing(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from wsiengine.finishing import make_annotations, qupath_offset, summarise, tile_objects
+    from wsiengine.result import Result
+    from wsiengine.truth import Truth
+    from wsiengine.wording import summary_words
+
+    result = Result(args.folder)
+    truth = Truth.load(args.folder / "probability.zarr")
+    changes = {"threshold": args.threshold, "smoothing_um": args.smoothing, "min_area_um2": args.min_area}
+    finish = replace(result.finish(), tiles=args.tiles, **{k: v for k, v in changes.items() if v is not None})
+    annotations = make_annotations(truth, truth.map(), finish)
+    path = _path(args)
+    objects = [*annotations, *(tile_objects(truth, finish) if args.tiles else [])]
+    written = write(objects, path, offset_l0=qupath_offset(truth))
+    summary = summarise(truth, annotations)
+    if args.json:
+        print(json.dumps({"summary": summary, "files": [str(p) for p in written]}, ensure_ascii=False))
+        return 0
+    print(f"{'drawn':<9}threshold {finish.threshold:g} · smoothing {finish.smoothing_um:g} µm")
+    print(f"{'result':<9}{summary_words(summary)}")
+    print(f"{'files':<9}{' · '.join(str(p) for p in written)}")
+    return 0
+
+
+def _path(args: argparse.Namespace) -> Path:
+    named = args.output and next((f for f in reversed(FORMATS) if args.output.name.endswith("." + f)), None)
+    form = args.format or named or "geojson"
+    path: Path = args.output or args.folder / f"export.{form}"
+    if args.output and not path.name.endswith("." + form):
+        path = path.with_name(f"{path.name}.{form}")
+    if path.exists() and not args.overwrite:
+        raise OutputConflict(f"{path} exists.", hint="give another file with -o, or --overwrite.")
+    return path
+
+
+def write(annotations: list[Any], path: Path, *, offset_l0: tuple[int, int]) -> list[Path]:
+    """Write annotations as GeoJSON, or as a table of regions (``.csv``) → files written."""
+    if path.suffix != ".csv":
+        from wsiengine.annotations import write_geojson
+
+        return list(write_geojson(annotations, path, offset_l0=offset_l0))
+    columns = list(dict.fromkeys(name for a in annotations for name in a.measurements))
+    draft = path.with_name(path.name + ".part")
+    with draft.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "object", "class", "centroid x px", "centroid y px", *columns])
+        for a in annotations:
+            centre = a.geometry.representative_point()
+            place = [round(centre.x - offset_l0[1], 2), round(centre.y - offset_l0[0], 2)]
+            table.writerow([a.id, a.object_type, a.class_name, *place, *(a.measurements.get(c, "") for c in columns)])
+    draft.replace(path)
+    return [path]

@@ -1,0 +1,177 @@
+"""``wsiengine infer``: many slides, one after the other; a bad one does not stop the rest."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from wsiengine.commands.arguments import add_drawing, add_mpp, fraction, memory, whole
+from wsiengine.errors import SlideNotFound
+from wsiengine.terminal import Display, make_display
+
+SLIDE_SUFFIXES = [
+    ".svs",
+    ".tif",
+    ".tiff",
+    ".ndpi",
+    ".vms",
+    ".vmu",
+    ".scn",
+    ".mrxs",
+    ".svslide",
+    ".bif",
+    ".czi",
+    ".dcm",
+    ".qptiff",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".zvi",
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("slides", nargs="+", metavar="SLIDE", help="slides, folders of slides, globs or URLs")
+    parser.add_argument("-m", "--model", default="crc5", help="model name or folder (default: %(default)s)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the results (default: <slide name>.wsiengine; with several slides, one sub-folder each)",
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--overlap", type=fraction, default=0.3, metavar="F", help="of neighbouring tiles (default: 0.3)")
+    run.add_argument("--batch-size", type=whole, metavar="N", help="tiles per call of the model")
+    run.add_argument("--region", type=Path, metavar="GEOJSON", help="analyse only inside this QuPath annotation")
+    run.add_argument(
+        "--tissue", default="auto", metavar="auto|none|GEOJSON", help="find the tissue, take all, or a drawn mask"
+    )
+    run.add_argument("--normalise", metavar="RECIPE", help="replace the card's recipe: none, macenko, macenko+clahe, …")
+    add_mpp(run)
+    run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="what runs the model")
+    run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
+    run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
+    run.add_argument("--overwrite", action="store_true", help="replace another run's results in the output folder")
+    add_drawing(parser.add_argument_group("regions"))
+    talk = parser.add_argument_group("output")
+    talk.add_argument("--quiet", action="store_true", help="print errors only")
+    talk.add_argument("--json", action="store_true", help="print progress and result as JSON lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    display = make_display(quiet=args.quiet, as_json=args.json)
+    slides = find_slides(args.slides)
+    folders = output_folders(slides, args.output)
+    rows = []
+    for slide, folder in zip(slides, folders, strict=True):
+        rows.append((slide, *_one(slide, folder, args, display)))
+    if len(rows) > 1:
+        _summary_table(rows, display)
+    return 0 if all(ok for _, ok, _ in rows) else 1
+
+
+def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -> tuple[bool, str]:
+    """Run one slide → (whether it went well, in a few words)."""
+    from wsiengine.inference import infer
+    from wsiengine.wording import summary_words
+
+    try:
+        _notice(args.model, display)
+        result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=display, **_options(args))
+        return True, summary_words(result.summary)
+    except Exception as error:  # whatever is wrong with this slide must not stop the others
+        if args.debug:
+            raise
+        display.error(error, slide=Path(slide).name)
+        return False, str(error).splitlines()[0]
+    finally:
+        display.close()
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    from wsiengine.inference import Outputs
+
+    return {
+        "outputs": Outputs(args.smoothing or 0.0, None, args.min_area or 0.0, args.tiles),
+        "overlap": args.overlap,
+        "batch_size": args.batch_size,
+        "threshold": args.threshold,
+        "region": args.region,
+        "tissue": args.tissue,
+        "mpp": args.mpp,
+        "device": args.device,
+        "threads": args.threads,
+        "memory_limit_bytes": args.memory_limit,
+        "normalise": args.normalise,
+    }
+
+
+def _notice(model: str, display: Display) -> None:
+    """The terms of a model's weights, the first time it is used."""
+    from wsiengine.models.registry import first_use, load_model
+
+    card = load_model(model)
+    if first_use(card):
+        terms = f" (terms: {card.terms})" if card.terms else ""
+        display.line("terms", f"{card.name} {card.version}: {card.licence}{terms}. {card.intended_use}")
+
+
+def find_slides(arguments: Sequence[str]) -> list[str]:
+    """Slides named by paths, folders, globs and URLs, in order, each once.
+
+    Raises:
+        SlideNotFound: A folder or pattern holds no slide. (A missing file is reported when its turn comes.)
+    """
+    found: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if "://" in argument or path.is_file():
+            found.append(argument)
+        elif path.is_dir():
+            inside = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
+            if not inside:
+                raise SlideNotFound(
+                    f"The folder {argument} holds no slides.",
+                    hint="give the folder that holds the slide files themselves (.svs, .ndpi, .tiff, …).",
+                )
+            found += inside
+        elif has_magic(argument):
+            inside = sorted(name for name in glob(argument, recursive=True) if Path(name).is_file())
+            if not inside:
+                raise SlideNotFound(f"No file matches {argument}.", hint="check the pattern and the folder.")
+            found += inside
+        else:
+            found.append(argument)
+    return list(dict.fromkeys(found))
+
+
+def output_folders(slides: Sequence[str], output: Path | None) -> list[Path]:
+    """Where each slide's results go: the folder itself for one slide, sub-folders by slide name for several."""
+    from wsiengine.inference import default_folder
+
+    if len(slides) == 1:
+        return [output or default_folder(slides[0])]
+    root = output or Path(os.curdir)
+    names = [default_folder(slide).name if output is None else Path(slide).stem for slide in slides]
+    whole = [f"{Path(slide).name}.wsiengine" if output is None else Path(slide).name for slide in slides]
+    unique = [name if names.count(name) == 1 else full for name, full in zip(names, whole, strict=True)]
+    seen: dict[str, int] = {}
+    folders = []
+    for name in unique:  # the same file name in several folders: number them
+        seen[name] = seen.get(name, 0) + 1
+        folders.append(root / (name if seen[name] == 1 else f"{name}.{seen[name]}"))
+    return folders
+
+
+def _summary_table(rows: Sequence[tuple[str, bool, str]], display: Display) -> None:
+    display.line("", "")
+    width = max(len(Path(slide).name) for slide, _, _ in rows)
+    for slide, ok, words in rows:
+        display.line("done" if ok else "failed", f"{Path(slide).name:<{width}}  {words}")
+    good = sum(ok for _, ok, _ in rows)
+    display.line(
+        "summary", f"{good} of {len(rows)} slides finished" + ("" if good == len(rows) else ", see the errors")
+    )

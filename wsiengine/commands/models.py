@@ -1,0 +1,88 @@
+"""``wsiengine models``: what can be run, what a card says, and adding a folder."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="all bundled and added models (the default)")
+    show = actions.add_parser("show", help="the card of a model")
+    show.add_argument("name", metavar="NAME", help="name or folder")
+    add = actions.add_parser("add", help="remember a folder with a card and its ONNX file")
+    add.add_argument("folder", type=Path, metavar="FOLDER")
+    for sub in (listing, show):
+        sub.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(json=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "show":
+        return _show(args.name, as_json=args.json)
+    if args.action == "add":
+        from wsiengine.models.registry import register
+
+        card = register(args.folder)
+        print(f"added    {card.name} {card.version}: `wsiengine infer SLIDE --model {card.name}`")
+        return 0
+    return _list(as_json=args.json)
+
+
+def _list(*, as_json: bool) -> int:
+    from wsiengine.models.registry import list_models
+
+    entries = list_models()
+    if as_json:
+        print(json.dumps([_entry_facts(e) for e in entries], ensure_ascii=False, indent=2))
+        return 0
+    for entry in entries:
+        facts = _entry_facts(entry)
+        words = facts["problem"] or f"{facts['task']} · {facts['input']} · {', '.join(facts['classes'])}"
+        print(f"{entry.name:<12}{facts['version'] or '':<6}{facts['source']:<9}{words}")
+    return 0
+
+
+def _entry_facts(entry: object) -> dict:
+    card = getattr(entry, "card", None)
+    return {
+        "name": getattr(entry, "name", None),
+        "version": card.version if card else None,
+        "source": getattr(entry, "source", None),
+        "task": card.task if card else None,
+        "input": f"{card.input.size_px} px at {card.input.mpp}" if card else None,
+        "classes": [c.name for c in card.map_classes] if card else [],
+        "licence": card.licence if card else None,
+        "problem": getattr(entry, "problem", None),
+    }
+
+
+def _show(name: str, *, as_json: bool) -> int:
+    from wsiengine.models.registry import load_model
+
+    card = load_model(name)
+    if as_json:
+        print(json.dumps(card.to_json(), ensure_ascii=False, indent=2))
+        return 0
+    lines = [
+        ("model", f"{card.name} {card.version} · {card.task}"),
+        ("about", card.description),
+        ("use", card.intended_use),
+        ("licence", card.licence + (f" ({card.terms})" if card.terms else "")),
+        ("input", f"{card.input.size_px} px at {card.input.mpp}, cell {card.output_stride_px} px"),
+        ("file", f"{card.model_resource.file} · sha256 {card.sha256}"),
+    ]
+    if card.gate:
+        lines.append(("gate", f"below {card.gate.minimum:g}: {card.gate.otherwise}"))
+    if card.uncertain:
+        lines.append(("uncertain", f"best class below {card.uncertain.below:g}: {card.uncertain.name}"))
+    for label, text in lines:
+        if text:
+            print(f"{label:<11}{text}")
+    for info in card.classes:
+        asserted = f" → shown as {info.asserted_as}" if info.asserted_as else ""
+        evidence = " · ".join(f"{k.replace('_', ' ')}: {v}" for k, v in info.evidence.items())
+        print(f"{'class':<11}{info.name}{asserted}" + (f" · {evidence}" if evidence else ""))
+    if card.training_command:
+        print(f"{'trained by':<11}{card.training_command}")
+    return 0

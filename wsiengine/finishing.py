@@ -1,0 +1,106 @@
+"""From the truth to the files a person opens: map, annotations, overlay, ``run.json``.
+
+No model runs here, so ``export`` calls the same functions with another threshold or smoothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+
+from wsiengine.annotations import AnnotateOptions, Annotation, annotate, tile_annotations, write_geojson
+from wsiengine.tasks.classify import label, tile_probabilities
+from wsiengine.truth import Truth
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How labels and polygons are made from the probabilities.
+
+    Attributes:
+        threshold: Least probability of the best class; below it a cell is uncertain.
+        smoothing_um: Standard deviation of a Gaussian over the map before labels are drawn; 0 for none.
+        tolerance_um: How far a simplified boundary may lie from the cells' edges; None = half a cell.
+        min_area_um2: Regions smaller than this are left out.
+        tiles: Also write each tile as a QuPath ``tile`` object.
+    """
+
+    threshold: float
+    smoothing_um: float = 0.0
+    tolerance_um: float | None = None
+    min_area_um2: float = 0.0
+    tiles: bool = False
+
+
+def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annotation]:
+    """Regions of each class as annotations in level-0 pixels.
+
+    Args:
+        truth: The run.
+        coded: Its map, (rows, cols, channels) uint8.
+        finish: How to draw.
+    """
+    lattice = truth.grid.lattice
+    cell_um = lattice.mpp.mean * lattice.cell_px
+    labels = label(coded, truth.layout, finish.threshold, finish.smoothing_um / cell_um)
+    colours = truth.layout.label_colours
+    options = AnnotateOptions(
+        fingerprint=truth.fingerprint,
+        identity=truth.key,
+        tolerance_um=finish.tolerance_um,
+        min_area_um2=finish.min_area_um2,
+        clip_l0=shapely.from_wkt(truth.region_wkt) if truth.region_wkt else None,
+        channel_names=truth.layout.channels,
+        tile_count=truth.tile_counts(),
+    )
+    return annotate(labels, coded, lattice, list(zip(truth.layout.labels, colours, strict=True)), options)
+
+
+def summarise(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
+    """Area of each class (mm², only classes that occur), of all of them, regions and tiles."""
+    areas: dict[str, float] = {}
+    for annotation in annotations:
+        areas[annotation.class_name] = areas.get(annotation.class_name, 0.0) + annotation.measurements["Area mm^2"]
+    ordered = {name: round(areas[name], 6) for name in truth.layout.labels if name in areas}
+    return {
+        "area_mm2": ordered,
+        "analysed_mm2": round(sum(areas.values()), 6),
+        "regions": len(annotations),
+        "tiles": int(np.count_nonzero(~np.isnan(truth.scores[..., 0]))),
+    }
+
+
+def qupath_offset(truth: Truth) -> tuple[int, int]:
+    """Where QuPath puts its origin, (y, x) in level-0 pixels: the corner of the scanned bounds, if the file has any."""
+    return (truth.bounds_l0.y0, truth.bounds_l0.x0) if truth.bounds_l0 else (0, 0)
+
+
+def write_annotations(truth: Truth, annotations: list[Annotation], finish: Finish, folder: Path) -> list[str]:
+    """``annotations.geojson`` (and ``tiles.geojson``) → names of the files written."""
+    offset = qupath_offset(truth)
+    written = write_geojson(annotations, folder / "annotations.geojson", offset_l0=offset)
+    if finish.tiles:
+        written += write_geojson(tile_objects(truth, finish), folder / "tiles.geojson", offset_l0=offset)
+    return [path.name for path in written]
+
+
+def tile_objects(truth: Truth, finish: Finish) -> list[Annotation]:
+    """Each tile that was run, as a QuPath ``tile`` object with its class and probabilities."""
+    i, j = np.nonzero(~np.isnan(truth.scores[..., 0]))
+    probabilities = tile_probabilities(truth.scores[i, j], truth.layout)
+    coded = (1 + np.floor(probabilities.astype(np.float64) * 254 + 0.5)).astype(np.uint8)
+    labels = label(coded[None], truth.layout, finish.threshold)[0]
+    colours = truth.layout.label_colours
+    fy, fx = (f * truth.grid.stride_px for f in truth.grid.lattice.l0_per_px)
+    side_y, side_x = (f * truth.grid.tile_px for f in truth.grid.lattice.l0_per_px)
+    boxes = np.stack([i * fy, j * fx, i * fy + side_y, j * fx + side_x], axis=1)
+    return tile_annotations(
+        boxes,
+        [truth.layout.labels[k - 1] for k in labels],
+        [colours[k - 1] for k in labels],
+        {name: probabilities[:, c] for c, name in enumerate(truth.layout.channels)},
+        truth.grid.lattice,
+        (truth.fingerprint, truth.key),
+    )

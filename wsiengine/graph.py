@@ -1,0 +1,168 @@
+"""Plans as lazy Dask graphs: the only importer of Dask.
+
+The leaves are blocks (:func:`wsiengine.job.score_block`). :func:`run_blocks` submits them in row-major windows of
+bounded size and hands every finished block to the caller at once; :func:`map_array` hangs the probability map on
+the same leaves; :func:`pixel_array` is a slide's pixels.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.highlevelgraph import HighLevelGraph
+from dask.threaded import get as threaded_get
+
+from wsiengine.errors import ResolutionError
+from wsiengine.geometry import Box, Lattice, Mpp
+from wsiengine.grid import Block, TileGrid
+from wsiengine.job import BlockScores, Job, score_block
+from wsiengine.slides.base import Slide
+from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from wsiengine.planning import Plan
+
+_WINDOW_BLOCKS = 256  # blocks whose tasks exist at a time; their pixels exist only while a thread works on them
+_AHEAD = 2  # blocks in flight per worker thread of a cluster
+
+
+def score_tasks(job: Job, blocks: Iterable[Block], name: str) -> dict[Any, Any]:
+    """The leaves: one task per block, keyed ``(name, tile row, tile col)`` by its first tile."""
+    return {(name, block.tiles.y0, block.tiles.x0): (score_block, job, block) for block in blocks}
+
+
+def run_blocks(
+    job: Job,
+    blocks: Iterable[Block],
+    done: Callable[[BlockScores], None],
+    *,
+    threads: int,
+    client: "Client | None" = None,
+) -> None:
+    """Score blocks and call ``done`` with each as soon as it is finished (from several threads).
+
+    Args:
+        job: What the workers need.
+        blocks: Blocks in row-major order.
+        done: Takes a finished block; what it raises stops the run.
+        threads: Worker threads where no client is given.
+        client: A ``distributed.Client``; its workers score, this process records.
+    """
+    if client is not None:
+        _run_on_cluster(job, blocks, done, client)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="wsiengine") as pool:
+        for window in _windows(blocks, _WINDOW_BLOCKS):
+            tasks = score_tasks(job, window, "score")
+            commits = {("done", *key[1:]): (done, key) for key in tasks}
+            threaded_get({**tasks, **commits}, list(commits), pool=pool, num_workers=threads)
+
+
+def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[BlockScores], None], client: "Client") -> None:
+    from distributed import as_completed
+
+    ahead = _AHEAD * max(1, sum(client.nthreads().values()))
+    [shared] = client.scatter([job], broadcast=True, hash=False)
+    waiting = iter(blocks)
+    running = as_completed(
+        [client.submit(score_block, shared, block, pure=False) for block in itertools.islice(waiting, ahead)]
+    )
+    try:
+        for future in running:
+            done(future.result())
+            future.release()
+            for block in itertools.islice(waiting, 1):
+                running.add(client.submit(score_block, shared, block, pure=False))
+    finally:
+        client.cancel([future for future in list(running.futures) if not future.done()])
+
+
+def _windows(items: Iterable[Block], size: int) -> Iterator[list[Block]]:
+    iterator = iter(items)
+    while window := list(itertools.islice(iterator, size)):
+        yield window
+
+
+def map_array(plan: "Plan") -> da.Array:
+    """The probability map of a plan as a lazy array: (rows, cols, channels) uint8, chunked like the blocks."""
+    grid, side = plan.grid, plan.block_tiles
+    name = f"wsiengine-map-{dask.base.tokenize(plan.job.key if plan.job else plan.fingerprint, side)}"
+    scores = f"{name}-scores"
+    blocks = {(b.tiles.y0 // side, b.tiles.x0 // side): b for b in plan.blocks()}
+    tasks = score_tasks(_job_of(plan), blocks.values(), scores)
+    row_edges = _chunk_edges(grid.rows.count, side, grid.rows.stride, grid.rows.extent)
+    col_edges = _chunk_edges(grid.cols.count, side, grid.cols.stride, grid.cols.extent)
+    channels = len(plan.layout.channels)
+    for i, (y0, y1) in enumerate(itertools.pairwise(row_edges)):
+        for j, (x0, x1) in enumerate(itertools.pairwise(col_edges)):
+            cells = Box(y0, x0, y1, x1)
+            around = grid.covering(cells)
+            keys = [
+                (scores, blocks[at].tiles.y0, blocks[at].tiles.x0)
+                for at in itertools.product(
+                    range(around.y0 // side, (around.y1 - 1) // side + 1),
+                    range(around.x0 // side, (around.x1 - 1) // side + 1),
+                )
+                if at in blocks
+            ]
+            tasks[(name, i, j, 0)] = (_map_chunk, grid, plan.layout, plan.analysed[cells.slices], cells, keys)
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[])
+    chunks = (tuple(np.diff(row_edges).tolist()), tuple(np.diff(col_edges).tolist()), (channels,))
+    return da.Array(graph, name, chunks, dtype=np.uint8)
+
+
+def _job_of(plan: "Plan") -> Job:
+    if plan.job is None:
+        raise ValueError("this plan was made without a job: use wsiengine.plan(...)")
+    return plan.job
+
+
+def _map_chunk(
+    grid: TileGrid, layout: MapLayout, analysed: np.ndarray, cells: Box, blocks: list[BlockScores]
+) -> np.ndarray:
+    """One chunk of the map from the score blocks around it."""
+    around = grid.covering(cells)
+    tiles = np.full((*around.shape, len(layout.channels)), np.nan, np.float32)
+    for block in blocks:
+        common = block.tiles.intersect(around)
+        if common:
+            here = block.scores[common.relative_to(block.tiles).slices]
+            tiles[common.relative_to(around).slices] = tile_probabilities(here, layout)
+    return blend(tiles, (around.y0, around.x0), analysed, grid, cells)
+
+
+def _chunk_edges(count: int, side: int, stride: int, extent: int) -> list[int]:
+    """Cell edges of the map's chunks: where a block's first tile starts; the last chunk takes what overhangs."""
+    starts = [first * stride for first in range(0, count, side)]
+    return [*starts, extent]
+
+
+def pixel_array(slide: Slide, mpp: Mpp | float, chunk_px: int = 2048) -> da.Array:
+    """The slide's pixels at ``mpp`` as a lazy array: (rows, cols, 3) uint8.
+
+    Raises:
+        ResolutionError: The slide states no µm/px.
+    """
+    mpp = mpp if isinstance(mpp, Mpp) else Mpp.square(mpp)
+    if slide.info.mpp is None:
+        raise ResolutionError("The slide does not say how large its pixels are.", hint="open_slide(path, mpp=0.25)")
+    size = Lattice(slide.info.size_l0, slide.info.mpp, mpp, 1).extent_px
+    name = f"wsiengine-pixels-{dask.base.tokenize(slide.fingerprint(), mpp.y, mpp.x, chunk_px)}"
+    rows, cols = (tuple(min(chunk_px, n - at) for at in range(0, n, chunk_px)) for n in size.shape)
+    tasks: dict[Any, Any] = {
+        (name, box.y0 // chunk_px, box.x0 // chunk_px, 0): (slide.read, box, mpp)
+        for box in Box.of(size).pieces(chunk_px, chunk_px)
+    }
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[])
+    return da.Array(graph, name, (rows, cols, (3,)), dtype=np.uint8)
+
+
+def stored_array(channels_first: Any) -> da.Array:
+    """An array on disk, stored (channels, rows, cols), as a lazy one of (rows, cols, channels)."""
+    return da.moveaxis(da.from_array(channels_first, chunks=channels_first.chunks), 0, -1)

@@ -1,0 +1,265 @@
+"""The main job: a slide and a model in, a folder of results out. Joins all the other modules."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiengine import __version__
+from wsiengine.events import Event, Listener, Stopwatch, silent
+from wsiengine.finishing import Finish, make_annotations, summarise, write_annotations
+from wsiengine.grid import blocks_of
+from wsiengine.job import BlockScores
+from wsiengine.journal import Journal, Recovered
+from wsiengine.output import Workspace
+from wsiengine.planning import Plan
+from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
+from wsiengine.result import Result
+from wsiengine.slides.base import Slide
+from wsiengine.truth import Truth
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+NOTICE = "Research use only: not a medical device."
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What is written besides the probabilities; none of it changes them (see :class:`wsiengine.finishing.Finish`)."""
+
+    smoothing_um: float = 0.0
+    tolerance_um: float | None = None
+    min_area_um2: float = 0.0
+    tiles: bool = False
+
+
+def infer(
+    slide: str | os.PathLike[str] | Slide,
+    model: str = "crc5",
+    output: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    client: "Client | None" = None,
+    listener: Listener = silent,
+    outputs: Outputs | None = None,
+    **options: Any,
+) -> Result:
+    """Run a model over a slide.
+
+    Finished blocks are kept on disk: the same call after an interruption goes on where it stopped, and after
+    completion returns the finished result at once.
+
+    Args:
+        slide: Path of a slide, or an open one.
+        model: Name or path of a model.
+        output: Folder for the results; by default ``<slide name>.wsiengine`` in the working directory.
+        overwrite: Replace what another run left in ``output``.
+        client: A ``distributed.Client`` whose workers score the blocks; by default threads do.
+        listener: Called with an :class:`~wsiengine.events.Event` at every step.
+        outputs: Smoothing, simplification and extra files.
+        **options: Fields of :class:`wsiengine.preparing.Request` (``overlap``, ``region``, ``tissue``, ``mpp``, …).
+
+    Returns:
+        The finished result.
+
+    Raises:
+        WsiError: In words, whatever went wrong. Finished blocks stay.
+    """
+    watch = Stopwatch()
+    request = Request(slide=slide, model=model, **options)
+    with watch.stage("open"):
+        subject = identify(request)
+    for text in subject.warnings:
+        listener(Event("warning", {"text": text}))
+    folder = Path(output) if output is not None else default_folder(subject.slide.path)
+    with Workspace(folder, subject.identity, overwrite=overwrite) as space:
+        if space.finished is not None:
+            listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
+            return Result(folder)
+        journal, recovered = space.journal()
+        with journal:
+            prepared = prepare(subject, recovered.blobs)
+            watch.add(prepared.seconds)
+            _remember(journal, recovered, prepared)
+            listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
+            scores = _score(prepared.plan, (journal, recovered), client, listener, watch)
+        _finish((subject, prepared), scores, (space, outputs or Outputs()), listener, watch)
+    result = Result(folder)
+    listener(Event("result", {"folder": str(folder), "summary": result.summary, "files": result.files}))
+    return result
+
+
+def default_folder(slide: str) -> Path:
+    """``<slide name>.wsiengine`` in the working directory."""
+    return Path(f"{Path(slide).stem or 'slide'}.wsiengine")
+
+
+def _remember(journal: Journal, recovered: Recovered, prepared: Prepared) -> None:
+    """Store what was found before the first block, so that a resumed run uses the very same."""
+    if "tissue" not in recovered.blobs:
+        journal.add_blob("tissue", prepared.tissue.to_bytes())
+    if "normaliser" not in recovered.blobs:
+        journal.add_blob("normaliser", prepared.normaliser.to_json().encode())
+
+
+def _score(
+    plan: Plan,
+    past: tuple[Journal, Recovered],
+    client: "Client | None",
+    listener: Listener,
+    watch: Stopwatch,
+) -> np.ndarray:
+    """Scores of all wanted tiles: those of an earlier attempt, and the rest by running the graph."""
+    from wsiengine.graph import run_blocks
+
+    journal, recovered = past
+    scores = np.full((*plan.wanted.shape, plan.card.score_channels), np.nan, np.float32)
+    for tiles, values in recovered.tiles:
+        _fill(scores, BlockScores(tiles, values, {}))
+    left = plan.wanted & np.isnan(scores[..., 0])
+    total, done = plan.tile_count, plan.tile_count - int(np.count_nonzero(left))
+    if done:
+        listener(Event("resume", {"done": done, "total": total}))
+    listener(Event("progress", {"done": done, "total": total}))
+
+    def record(block: BlockScores) -> None:
+        nonlocal done
+        with watch.stage("journal"):
+            journal.add_tiles(block.tiles, block.scores)
+        watch.add(block.seconds)
+        _fill(scores, block)
+        with count_lock:
+            done += int(np.count_nonzero(~np.isnan(block.scores[..., 0])))
+            listener(Event("progress", {"done": done, "total": total}))
+
+    if left.any() and plan.job is not None:
+        import threading
+
+        count_lock = threading.Lock()
+        with watch.stage("run (wall)"):
+            blocks = blocks_of(left, plan.block_tiles)
+            run_blocks(plan.job, blocks, record, threads=plan.options.worker_threads, client=client)
+    return scores
+
+
+def _fill(scores: np.ndarray, block: BlockScores) -> None:
+    """Copy the tiles that ``block`` has; blocks of an earlier attempt may have been cut otherwise."""
+    ran = ~np.isnan(block.scores[..., 0])
+    scores[block.tiles.slices][ran] = block.scores[ran]
+
+
+def _finish(
+    who: tuple[Subject, Prepared],
+    scores: np.ndarray,
+    where: tuple[Workspace, Outputs],
+    listener: Listener,
+    watch: Stopwatch,
+) -> None:
+    """Draft every result, then publish them together."""
+    from wsiengine.report import draw_overlay
+    from wsiengine.store import write_store
+
+    (subject, prepared), (space, outputs) = who, where
+    plan = prepared.plan
+    truth = Truth.of(plan, scores, subject.region)
+    finish = Finish(plan.threshold, **asdict(outputs))
+    listener(Event("stage", {"name": "writing map, annotations and overlay"}))
+    draft = space.draft()
+    with watch.stage("map"):
+        coded = truth.map()
+        described = (truth.layout, plan.lattice)
+        write_store(
+            draft / "probability.zarr", coded, (scores, plan.analysed), described, _store_facts(truth, subject, finish)
+        )
+    with watch.stage("annotations"):
+        annotations = make_annotations(truth, coded, finish)
+        summary = summarise(truth, annotations)
+        write_annotations(truth, annotations, finish, draft)
+    with watch.stage("overlay"):
+        draw_overlay(
+            subject.slide, annotations, draft / "overlay.png", title=f"{subject.card.name} {subject.card.version}"
+        )
+    summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
+    files = sorted([*(path.name for path in draft.iterdir()), "run.json"])
+    facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
+    (draft / "run.json").write_text(_json(facts), encoding="utf-8")
+    space.publish()
+
+
+def _store_facts(truth: Truth, subject: Subject, finish: Finish) -> dict[str, Any]:
+    card = subject.card
+    return {
+        **truth.attributes(),
+        "version": __version__,
+        "model": {"name": card.name, "version": card.version, "sha256": card.sha256},
+        "parameters": dict(subject.identity["parameters"]),
+        "threshold": finish.threshold,
+        "notice": NOTICE,
+    }
+
+
+def run_facts(
+    who: tuple[Subject, Prepared], finish: Finish, results: Mapping[str, Any], watch: Stopwatch
+) -> dict[str, Any]:
+    """Everything needed to repeat the run: never the slide's path or name. Only ``timing`` and ``host`` may differ."""
+    subject, prepared = who
+    plan, card, info = prepared.plan, subject.card, subject.slide.info
+    return {
+        "wsiengine": __version__,
+        "notice": NOTICE,
+        "identity": dict(subject.identity),
+        "slide": {
+            "fingerprint": subject.fingerprint,
+            "format": info.format,
+            "reader": info.reader,
+            "size_l0": {"height": info.size_l0.height, "width": info.size_l0.width},
+            "levels": len(info.levels),
+            "mpp": {"y": plan.lattice.slide_mpp.y, "x": plan.lattice.slide_mpp.x},
+        },
+        "model": {
+            "name": card.name,
+            "version": card.version,
+            "sha256": card.sha256,
+            "licence": card.licence,
+            "classes": [c.name for c in card.classes],
+            "map_classes": list(plan.layout.names),
+        },
+        "plan": {
+            "tiles": plan.tile_count,
+            "tile_px": plan.grid.tile_px,
+            "stride_px": plan.grid.stride_px,
+            "overlap_asked": subject.request.overlap,
+            "overlap_used": round(plan.grid.overlap, 6),
+            "working_mpp": {"y": plan.lattice.mpp.y, "x": plan.lattice.mpp.x},
+            "cell_px": plan.lattice.cell_px,
+        },
+        "finish": asdict(finish),
+        "normalisation": {
+            "recipe": str(subject.recipe),
+            "fitted": prepared.normaliser.to_json(),
+            "notes": list(prepared.normaliser.notes),
+        },
+        "warnings": list(subject.warnings),
+        **results,
+        "timing": {"wall_s": watch.wall_s, "stages_s": watch.stages_s},
+        "host": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": plan.options.worker_threads,
+            "blocks": plan.block_count,
+            "block_tiles": plan.block_tiles,
+            "peak_bytes_planned": plan.peak_bytes,
+            "runtime": subject.runtime.chosen,
+        },
+    }
+
+
+def _json(facts: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"

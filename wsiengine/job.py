@@ -1,0 +1,108 @@
+"""The unit of work: read a block of the slide, normalise it, run the model on its tiles.
+
+A :class:`Job` is what a worker needs to score any block of one run. It is opened once per process, however many
+blocks arrive there.
+"""
+
+import pickle
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from wsiengine.errors import ScoreError
+from wsiengine.geometry import Box
+from wsiengine.grid import Block, TileGrid
+from wsiengine.models.runtime import Runtime
+from wsiengine.normalise import Normaliser
+from wsiengine.slides.base import Slide
+
+_OPEN: "OrderedDict[str, Job]" = OrderedDict()  # jobs of this process, by key
+_OPEN_LOCK = Lock()
+_OPEN_MOST = 4  # slides a worker keeps open
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Slide, session, normaliser and grid of one run. Pickles small; a worker opens it once.
+
+    Attributes:
+        key: The run's identity.
+        slide: Open slide.
+        runtime: The one model session of this process.
+        normaliser: Fitted recipe.
+        grid: The tile grid.
+    """
+
+    key: str
+    slide: Slide
+    runtime: Runtime
+    normaliser: Normaliser
+    grid: TileGrid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Packed twice, so that a worker that has the job open never unpacks (and re-opens) slide and session.
+        parts = pickle.dumps((self.slide, self.runtime, self.normaliser, self.grid))
+        return _open_once, (self.key, parts)
+
+
+def _open_once(key: str, parts: bytes) -> Job:
+    with _OPEN_LOCK:
+        if key not in _OPEN:
+            _OPEN[key] = Job(key, *pickle.loads(parts))
+            while len(_OPEN) > _OPEN_MOST:
+                _OPEN.popitem(last=False)
+        _OPEN.move_to_end(key)
+        return _OPEN[key]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockScores:
+    """What a block yields.
+
+    Attributes:
+        tiles: The block's box in tile units.
+        scores: (tiles.height, tiles.width, score channels) float32; NaN where a tile was not run.
+        seconds: Time spent, by stage.
+    """
+
+    tiles: Box
+    scores: np.ndarray
+    seconds: Mapping[str, float]
+
+
+def score_block(job: Job, block: Block) -> BlockScores:
+    """Score the wanted tiles of a block: the one function that every run and every lazy array is made of.
+
+    Raises:
+        UnreadableSlide: A file tile under the block cannot be decoded.
+        ScoreError: The model returned NaN or infinity; names the place.
+    """
+    grid, halo = job.grid, job.normaliser.halo_px
+    box = block.box_px(grid)
+    started = time.perf_counter()
+    pixels = job.slide.read(box.grow(halo) if halo else box, grid.lattice.mpp)
+    read = time.perf_counter()
+    pixels = job.normaliser.apply(pixels, box)
+    normalised = time.perf_counter()
+    origins = block.origins_px(grid)
+    try:
+        values = job.runtime.scores(pixels, origins - (box.y0, box.x0))
+    except ScoreError as error:
+        fy, fx = grid.lattice.l0_per_px
+        raise ScoreError(
+            f"{error.message} The block starts at x {box.x0 * fx:,.0f}, y {box.y0 * fy:,.0f} (level-0 pixels).",
+            hint=error.hint,
+        ) from error
+    scores = np.full((*block.tiles.shape, values.shape[1]), np.nan, np.float32)
+    scores[block.wanted] = values
+    seconds = {
+        "read": read - started,
+        "normalise": normalised - read,
+        "model": time.perf_counter() - normalised,
+    }
+    return BlockScores(block.tiles, scores, seconds)

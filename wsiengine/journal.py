@@ -1,0 +1,255 @@
+"""The truth of a run on disk: one append-only file of checksummed records, synced record by record.
+
+File: the 8 bytes ``WSIJRNL1``, then records. A record is a 20-byte head (kind, CRC-32 of the payload, CRC-32 of the
+head so far, payload length) and the payload. Data and record are the same write, so a record that reads back whole
+is finished and nothing else is; a torn tail is cut off on the next opening.
+
+Kinds: a JSON header (the run's identity), named blobs (tissue mask, fitted stain), and scored tiles
+(their box in the tile grid and float32 scores).
+"""
+
+import fcntl
+import json
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from wsiengine.errors import OutputError, OutputInUse
+from wsiengine.geometry import Box
+
+_MAGIC = b"WSIJRNL1"
+_HEAD = struct.Struct("<4sIIQ")  # kind, CRC of payload, CRC of kind + length, length
+_TILES = struct.Struct("<5q")  # y0, x0, y1, x1 in tile units, channels
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What an existing journal holds."""
+
+    header: Mapping[str, Any]
+    blobs: Mapping[str, bytes]
+    tiles: tuple[tuple[Box, np.ndarray], ...]
+
+
+class Journal:
+    """Appends records; every append is on the disk when it returns. Thread-safe.
+
+    Use :meth:`create` or :meth:`resume`; as a context manager it closes itself.
+    """
+
+    def __init__(self, file_descriptor: int, path: Path) -> None:
+        self._fd = file_descriptor
+        self._path = path
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, path: Path, header: Mapping[str, Any]) -> "Journal":
+        """A new journal with its header record.
+
+        Written under another name and renamed: a journal that exists has a whole header.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        draft = path.with_name(path.name + ".new")
+        with _words(path):
+            fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            _write_all(fd, _MAGIC)
+        journal = cls(fd, path)
+        journal._append(b"HEAD", json.dumps(header, sort_keys=True).encode())
+        with _words(path):
+            draft.rename(path)
+            sync_folder(path.parent)
+        return journal
+
+    @classmethod
+    def resume(cls, path: Path) -> tuple["Journal", Recovered]:
+        """Open an existing journal for appending, cut off a torn tail, and return what it holds.
+
+        Raises:
+            OutputError: The file is not a journal or cannot be opened.
+        """
+        with _words(path):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            recovered, end = _read(path)
+            with _words(path):
+                os.ftruncate(fd, end)
+                os.lseek(fd, end, os.SEEK_SET)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, path), recovered
+
+    def add_blob(self, name: str, payload: bytes) -> None:
+        """Store a named piece of the run (the tissue mask, say); the last of a name counts."""
+        encoded = name.encode()
+        self._append(b"BLOB", struct.pack("<H", len(encoded)) + encoded + payload)
+
+    def add_tiles(self, tiles: Box, scores: np.ndarray) -> None:
+        """Store the scores of a block.
+
+        Args:
+            tiles: The block's box in tile units.
+            scores: (tiles.height, tiles.width, channels) float32; NaN where a tile was not run.
+        """
+        data = np.ascontiguousarray(scores, "<f4")
+        head = _TILES.pack(tiles.y0, tiles.x0, tiles.y1, tiles.x1, data.shape[2])
+        self._append(b"TILE", head + data.tobytes())
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _append(self, kind: bytes, payload: bytes) -> None:
+        length_crc = zlib.crc32(kind + len(payload).to_bytes(8, "little"))
+        record = _HEAD.pack(kind, zlib.crc32(payload), length_crc, len(payload)) + payload
+        with self._lock, _words(self._path):
+            start = os.lseek(self._fd, 0, os.SEEK_CUR)
+            try:
+                _write_all(self._fd, record)
+                os.fdatasync(self._fd)
+            except OSError:
+                # A full disk may have taken half a record: take it back, so that a later append starts clean.
+                os.ftruncate(self._fd, start)
+                os.lseek(self._fd, start, os.SEEK_SET)
+                raise
+
+
+def read_header(path: Path) -> Mapping[str, Any]:
+    """The header of a journal, without touching the file."""
+    return _read(path)[0].header
+
+
+def _read(path: Path) -> tuple[Recovered, int]:
+    header: Mapping[str, Any] | None = None
+    blobs: dict[str, bytes] = {}
+    tiles: list[tuple[Box, np.ndarray]] = []
+    end = len(_MAGIC)
+    with _words(path):
+        data = path.read_bytes()
+    for kind, payload, end in _records(data):  # noqa: B007  (end is where the last whole record stops)
+        if kind == b"HEAD":
+            header = json.loads(payload)
+        elif kind == b"BLOB":
+            size = struct.unpack_from("<H", payload)[0]
+            blobs[payload[2 : 2 + size].decode()] = payload[2 + size :]
+        elif kind == b"TILE":
+            y0, x0, y1, x1, channels = _TILES.unpack_from(payload)
+            values = np.frombuffer(payload, "<f4", offset=_TILES.size).reshape(y1 - y0, x1 - x0, channels)
+            tiles.append((Box(y0, x0, y1, x1), values))
+    if header is None:
+        raise OutputError(
+            f"{path} is not a journal of an unfinished run, or its beginning is damaged.",
+            hint="--overwrite starts the run anew.",
+        )
+    return Recovered(header, blobs, tuple(tiles)), end
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Whole records in order, each with the offset at which it ends; stops at the first that is not whole."""
+    position = len(_MAGIC) if data.startswith(_MAGIC) else len(data)
+    while position + _HEAD.size <= len(data):
+        kind, payload_crc, length_crc, length = _HEAD.unpack_from(data, position)
+        start = position + _HEAD.size
+        if zlib.crc32(kind + length.to_bytes(8, "little")) != length_crc or start + length > len(data):
+            return
+        payload = data[start : start + length]
+        if zlib.crc32(payload) != payload_crc:
+            return
+        position = start + length
+        yield kind, payload, position
+
+
+class FolderLock:
+    """One run at a time per output folder: an advisory lock that dies with its process."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            OutputInUse: Another run holds it.
+            OutputError: The lock file cannot be made.
+        """
+        with _words(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._fd)
+            raise OutputInUse(
+                f"Another run is writing to {path.parent.parent}.",
+                hint="wait for it to finish, or give another folder with -o.",
+            ) from None
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> "FolderLock":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(root: Path) -> None:
+    """Make a finished file, or a folder with all it holds, durable."""
+    if root.is_file():
+        with root.open("rb") as file:
+            os.fsync(file.fileno())
+        return
+    for folder, _, names in os.walk(root):
+        for name in names:
+            sync_tree(Path(folder) / name)
+        sync_folder(Path(folder))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+class _words:  # noqa: N801  (a context manager, read as a word)
+    """Operating-system errors become an :class:`OutputError` in words."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if isinstance(error, OSError) and not isinstance(error, OutputError):
+            reason = error.strerror or str(error)
+            raise OutputError(
+                f"Cannot write {self._path}: {reason}. Finished blocks are kept.",
+                hint="free some space or give a writable folder with -o, then run the same command again to resume.",
+            ) from error

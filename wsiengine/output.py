@@ -1,0 +1,179 @@
+"""The output folder: who may write to it, what state it is in, and how results get into place.
+
+States: empty · unfinished (``.work/journal`` exists) · finished (``run.json`` exists; it is moved in last).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from wsiengine.errors import OutputConflict, OutputError
+from wsiengine.journal import FolderLock, Journal, Recovered, read_header, sync_folder, sync_tree
+
+RESULTS = ("annotations.geojson", "probability.zarr", "overlay.png", "run.json")
+OPTIONAL_RESULTS = ("tiles.geojson",)
+_WORDS = {
+    "slide": "the slide",
+    "model": "the model",
+    "version": "the version of wsiengine",
+    "mpp": "the slide's µm/px",
+    "overlap": "the overlap",
+    "region": "the region",
+    "tissue": "the tissue mask",
+    "normalise": "the normalisation",
+    "provider": "the device",
+    "batch_size": "the batch size",
+}
+
+
+def finished_run(folder: Path) -> dict[str, Any] | None:
+    """``run.json`` of a finished run; None where there is none.
+
+    Raises:
+        OutputError: There is one, but it cannot be read.
+    """
+    path = folder / "run.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise OutputError(f"{folder} is a file, not a folder.", hint="give another folder with -o.") from None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {error}.", hint="--overwrite starts the run anew.") from error
+
+
+class Workspace:
+    """The ``.work`` folder of one run: lock, journal and half-made results. A context manager.
+
+    On entry it takes the lock and says whether the run is finished; :meth:`journal` opens or resumes the journal;
+    :meth:`publish` moves the results into place.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.folder = folder
+        self.work = folder / ".work"
+        self.results = self.work / "results"
+        self.finished: dict[str, Any] | None = None
+        self._identity = dict(identity)
+        self._overwrite = overwrite
+        self._lock: FolderLock | None = None
+
+    def __enter__(self) -> "Workspace":
+        if not self._overwrite and self._look():
+            return self
+        make_folder(self.work)
+        self._lock = FolderLock(self.work / "lock")
+        try:
+            if self._overwrite:
+                self._clear()
+            elif not self._look():
+                self._refuse_strangers()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._lock is not None:
+            if not (self.work / "journal").exists():  # nothing worth resuming
+                shutil.rmtree(self.work, ignore_errors=True)
+            self._lock.release()
+
+    def journal(self) -> tuple[Journal, Recovered]:
+        """The journal of this run, with what an interrupted run left in it.
+
+        Raises:
+            OutputConflict: The unfinished run is of another slide, model or parameters.
+        """
+        path = self.work / "journal"
+        if not path.exists():
+            return Journal.create(path, self._identity), Recovered(self._identity, {}, ())
+        refuse_other(self.folder, read_header(path), self._identity, "an unfinished run")
+        return Journal.resume(path)
+
+    def draft(self) -> Path:
+        """An empty folder for the results to be made in."""
+        shutil.rmtree(self.results, ignore_errors=True)
+        make_folder(self.results)
+        return self.results
+
+    def publish(self) -> None:
+        """Sync the drafted results, move them into place by rename, ``run.json`` last, and drop ``.work``."""
+        sync_tree(self.results)
+        names = sorted(path.name for path in self.results.iterdir() if path.name != "run.json")
+        for name in (*names, "run.json"):
+            _remove(self.folder / name)
+            (self.results / name).rename(self.folder / name)
+        sync_folder(self.folder)
+        (self.work / "journal").unlink()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _look(self) -> bool:
+        """Whether this very run is finished; refuses another's."""
+        run = finished_run(self.folder)
+        if run is None:
+            return False
+        refuse_other(self.folder, run.get("identity", {}), self._identity, "a finished run")
+        self.finished = run
+        return True
+
+    def _refuse_strangers(self) -> None:
+        """Files of our names that no run of ours accounts for are not overwritten silently."""
+        if (self.work / "journal").exists():
+            return
+        there = [name for name in RESULTS if (self.folder / name).exists()]
+        if there:
+            raise OutputConflict(
+                f"{self.folder} already holds {', '.join(there)}, but no record of the run that made it.",
+                hint="give another folder with -o, or --overwrite to replace it.",
+            )
+
+    def _clear(self) -> None:
+        """Forget what is there, the marker of completion first."""
+        for name in ("run.json", *RESULTS, *OPTIONAL_RESULTS):
+            _remove(self.folder / name)
+        for name in ("journal", "journal.new", "results"):
+            _remove(self.work / name)
+
+
+def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """Raise :class:`OutputConflict`, naming the difference, unless both identities are the same."""
+    old, new = _flat(there), _flat(wanted)
+    different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if not different:
+        return
+    details = "; ".join(
+        f"{_WORDS.get(key, key)} differs"
+        + ("" if key in ("slide", "model", "region") else f" ({old.get(key)} there, {new.get(key)} now)")
+        for key in different
+    )
+    raise OutputConflict(
+        f"{folder} holds {what} with other settings: {details}.",
+        hint="give another folder with -o, or --overwrite to start anew.",
+    )
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{k: v for k, v in identity.items() if k != "parameters"}, **identity.get("parameters", {})}
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OutputError(f"{folder} is a file, not a folder.", hint="give another folder with -o.") from None
+    except OSError as error:
+        raise OutputError(
+            f"Cannot make the folder {folder}: {error.strerror}.", hint="give a writable folder with -o."
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,268 @@
+"""What a run will read, compute and write, and its bytes, before the first pixel is read.
+
+:func:`make_plan` is pure. :func:`plan`, the public call, opens the slide and the model, finds the tissue, and hands
+all of it to :func:`make_plan`.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
+from wsiengine.geometry import Lattice
+from wsiengine.grid import Block, TileGrid, blocks_of
+from wsiengine.models.card import Card
+from wsiengine.slides.base import SlideInfo
+from wsiengine.tasks.classify import MapLayout
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+    from wsiengine.job import Job
+
+FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
+_MIB = 1 << 20
+_BASE_BYTES = 320 * _MIB  # interpreter, libraries and compiled kernels, measured
+_ACTIVATION_BYTES_PER_PX = 288  # live activations of a session per input pixel; ResNet-18 and MobileNetV2, measured
+_BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
+_BLOCK_BYTES = 96 * _MIB  # most that one block should hold at once
+_BLOCKS_PER_THREAD = 4  # at least: else the last blocks leave threads idle
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for, beyond slide and model.
+
+    ``overlap`` is linear, in [0, 1). ``threads`` 0 means all cores the process may use. ``memory_limit_bytes``
+    None means no limit but the machine's.
+    """
+
+    overlap: float = 0.3
+    batch_size: int | None = None
+    threshold: float | None = None
+    device: str = "auto"
+    threads: int = 0
+    memory_limit_bytes: int | None = None
+    block_tiles: int | None = None
+
+    @property
+    def worker_threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A run, ready to be printed, turned into a lazy Dask array, or carried out. Holds no buffers and no locks.
+
+    Attributes:
+        path: The slide, as the user named it.
+        info: Facts about the slide.
+        card: The model's card.
+        layout: What the map's channels mean.
+        grid: The tile grid on the slide's lattice.
+        wanted: (tile rows, tile cols) bool: tiles to run.
+        analysed: (rows, cols) bool: cells that the map fills.
+        options: What the user asked for.
+        block_tiles: Side of a block in tiles.
+        tissue_um2: Area of the tissue (within the region, where one was given).
+        fingerprint: sha256 of the slide.
+        weights_bytes: Size of the model file.
+        job: What scores a block (slide, session, normaliser, grid); None in a plan that is only looked at.
+    """
+
+    path: str
+    info: SlideInfo
+    card: Card
+    layout: MapLayout
+    grid: TileGrid
+    wanted: np.ndarray
+    analysed: np.ndarray
+    options: Options
+    block_tiles: int
+    tissue_um2: float
+    fingerprint: str
+    weights_bytes: int = 0
+    job: "Job | None" = None
+
+    @property
+    def lattice(self) -> Lattice:
+        return self.grid.lattice
+
+    @property
+    def tile_count(self) -> int:
+        return int(np.count_nonzero(self.wanted))
+
+    @property
+    def threshold(self) -> float:
+        """Least probability of the best class: the user's, else the card's."""
+        asked = self.options.threshold
+        return self.layout.uncertain_below if asked is None else asked
+
+    def blocks(self) -> Iterator[Block]:
+        """The blocks to run, row-major."""
+        return blocks_of(self.wanted, self.block_tiles)
+
+    @property
+    def block_count(self) -> int:
+        return sum(1 for _ in self.blocks())
+
+    @property
+    def read_px(self) -> int:
+        """Working pixels read, halos and overlaps between blocks included."""
+        return sum(block.box_px(self.grid).area for block in self.blocks())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak of anonymous memory."""
+        return peak_bytes(self, self.block_tiles)
+
+    def to_dask(self) -> "da.Array":
+        """The probability map as a lazy Dask array: (rows, cols, channels) uint8, 0 = not analysed.
+
+        Computing it runs the very block function that :func:`wsiengine.infer` runs.
+        """
+        from wsiengine.graph import map_array
+
+        return map_array(self)
+
+    def __str__(self) -> str:
+        from wsiengine.wording import plan_lines
+
+        return "\n".join(f"{name:<9}{text}" for name, text in plan_lines(self))
+
+
+def make_plan(plan: Plan) -> Plan:
+    """Choose the block size, and refuse what cannot be run.
+
+    Raises:
+        NothingToAnalyse: No tile is wanted.
+        MemoryLimitError: Even the smallest block would not fit.
+    """
+    if not plan.wanted.any():
+        raise NothingToAnalyse(
+            "There is nothing to analyse: no tissue was found on the slide.",
+            hint="look at `wsiengine tissue SLIDE`; --tissue none analyses everything.",
+        )
+    side = plan.options.block_tiles or _block_side(plan)
+    planned = replace(plan, block_tiles=side)
+    limit = plan.options.memory_limit_bytes
+    if limit is not None and planned.peak_bytes > limit:
+        raise MemoryLimitError(_memory_words(planned, limit), hint="raise --memory-limit, or lower --batch-size.")
+    return planned
+
+
+def _block_side(plan: Plan) -> int:
+    """The largest block that fits into memory and still gives every thread several blocks."""
+    threads = plan.options.worker_threads
+    limit = plan.options.memory_limit_bytes
+    for side in _BLOCK_SIDES:
+        enough = plan.tile_count >= side * side * threads * _BLOCKS_PER_THREAD
+        small = block_bytes(plan, side) <= _BLOCK_BYTES
+        fits = limit is None or peak_bytes(plan, side) <= limit
+        if enough and small and fits:
+            return side
+    return 1
+
+
+def block_bytes(plan: Plan, side: int) -> int:
+    """Pixels of one block in memory: as read from the best level, resampled, and normalised."""
+    grid = plan.grid
+    side_px = (side - 1) * grid.stride_px + grid.tile_px
+    side_px = min(side_px, max(plan.lattice.extent_px.shape) + grid.tile_px)
+    fy, fx = plan.lattice.l0_per_px
+    down = max((d for d in (lv.downsample[0] for lv in plan.info.levels) if d <= fy * 1.001), default=1.0)
+    source_px = side_px * side_px * (fy / down) * (fx / down)
+    return int(3 * (source_px + 2 * side_px * side_px))
+
+
+def peak_bytes(plan: Plan, side: int) -> int:
+    """Predicted peak of anonymous memory: libraries, session, and per thread one block and one batch."""
+    batch = plan.options.batch_size or 8
+    activations = batch * plan.card.input.size_px**2 * _ACTIVATION_BYTES_PER_PX
+    maps = 12 * plan.analysed.size + 8 * plan.wanted.size * plan.card.score_channels
+    return (
+        _BASE_BYTES
+        + 3 * plan.weights_bytes
+        + maps
+        + plan.options.worker_threads * (block_bytes(plan, side) + activations)
+    )
+
+
+def _memory_words(plan: Plan, limit: int) -> str:
+    threads = plan.options.worker_threads
+    return (
+        f"The run needs about {plan.peak_bytes / _MIB:,.0f} MiB, the limit is {limit / _MIB:,.0f} MiB. Largest part: "
+        f"{threads} threads × {block_bytes(plan, plan.block_tiles) / _MIB:,.0f} MiB of pixels and a batch each."
+    )
+
+
+def lattice_for(info: SlideInfo, card: Card) -> Lattice:
+    """The lattice of a slide for a model.
+
+    Raises:
+        ResolutionError: µm/px missing, or the slide is far coarser than the model needs.
+    """
+    if info.mpp is None:
+        raise ResolutionError(
+            f"The slide does not say how large its pixels are, and {card.name} needs {card.input.mpp}.",
+            hint="look up the scanner's µm/px and give it: --mpp 0.25 (a 40× scan is about 0.25, a 20× scan 0.5).",
+        )
+    zoom = info.mpp.mean / card.input.mpp.mean
+    if zoom > FINEST_ZOOM:
+        raise ResolutionError(
+            f"The slide has {info.mpp}, {card.name} was made for {card.input.mpp}: {zoom:.1f}× too coarse to show "
+            "what the model looks for.",
+            hint="use a slide scanned at higher magnification, or correct its µm/px with --mpp.",
+        )
+    return Lattice(info.size_l0, info.mpp, card.input.mpp, card.output_stride_px)
+
+
+def choose_tiles(
+    grid: TileGrid, tissue: np.ndarray, inside: np.ndarray | None, tile_inside: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells are analysed and which tiles run.
+
+    A cell is analysed where it is mostly tissue (and its centre inside the region). A tile runs when it owns such a
+    cell (and its own centre is inside the region). Cells that no running tile covers drop out.
+
+    Args:
+        grid: The tile grid.
+        tissue: (rows, cols) float32: tissue fraction of each cell.
+        inside: (rows, cols) bool: cell centre inside the region; None without a region.
+        tile_inside: (tile rows, tile cols) bool: tile centre inside the region; None without a region.
+
+    Returns:
+        analysed (rows, cols) bool, wanted (tile rows, tile cols) bool.
+    """
+    analysed = tissue >= 0.5
+    if not analysed.any() and tissue.size and tissue.max() > 0:
+        analysed = tissue >= tissue.max()  # tissue smaller than a cell is still looked at
+    wanted = grid.owners_of(analysed)
+    if tile_inside is not None:
+        wanted = wanted & tile_inside
+    if inside is not None:
+        analysed = analysed & inside
+    return analysed & grid.covered_by(wanted), wanted
+
+
+def plan(slide: Any, model: str = "crc5", **options: Any) -> Plan:
+    """Plan a run: open the slide and the model, find the tissue, choose tiles and blocks. Scores nothing.
+
+    Args:
+        slide: Path of a slide, or an open :class:`~wsiengine.slides.base.Slide`.
+        model: Bundled or registered model, or the path of a model folder.
+        **options: Fields of :class:`wsiengine.preparing.Request`: ``overlap``, ``batch_size``, ``threshold``,
+            ``region``, ``tissue``, ``mpp``, ``device``, ``threads``, ``memory_limit_bytes``, ``normalise``.
+
+    Returns:
+        The plan: print it, or call ``.to_dask()``.
+
+    Raises:
+        WsiError: In words, whatever keeps the run from being planned.
+    """
+    from wsiengine.preparing import Request, identify, prepare
+
+    return prepare(identify(Request(slide=slide, model=model, **options))).plan

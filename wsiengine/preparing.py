@@ -1,0 +1,250 @@
+"""From a user's request to a plan: opens slide and model, finds tissue, fits the stain, chooses tiles.
+
+Two steps, because a resumed run must know *which* run it is before it spends time: :func:`identify` opens and
+fingerprints; :func:`prepare` does what takes reading (or takes it from the journal).
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsiengine import __version__
+from wsiengine.errors import NothingToAnalyse, RegionError
+from wsiengine.geometry import Lattice, Mpp
+from wsiengine.grid import TileGrid
+from wsiengine.job import Job
+from wsiengine.models.card import Card
+from wsiengine.models.registry import load_model
+from wsiengine.models.runtime import Runtime
+from wsiengine.normalise import Normaliser, Recipe, fit_normaliser, parse_recipe
+from wsiengine.planning import Options, Plan, choose_tiles, lattice_for, make_plan
+from wsiengine.regions import load_region, points_inside, rasterise
+from wsiengine.slides import open_slide
+from wsiengine.slides.base import Slide
+from wsiengine.tasks.classify import MapLayout
+from wsiengine.tissue import TissueMask, find_tissue
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks of one slide.
+
+    Attributes:
+        slide: Path, or an open slide.
+        model: Name or path of a model.
+        overlap: Linear overlap of neighbouring tiles, [0, 1).
+        batch_size: Tiles per call of the model; None leaves it to the device.
+        threshold: Least probability of the best class; None takes the card's.
+        region: QuPath GeoJSON that limits the run.
+        tissue: ``auto``, ``none``, or a GeoJSON mask.
+        mpp: µm per level-0 pixel, overriding the file's.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        threads: Worker threads; 0 = all cores.
+        memory_limit_bytes: Most anonymous memory the run may take.
+        normalise: Recipe that replaces the card's (``none``, ``macenko``, ``macenko+clahe``, …).
+        block_tiles: Side of a block in tiles; None chooses.
+    """
+
+    slide: str | os.PathLike[str] | Slide
+    model: str = "crc5"
+    overlap: float = 0.3
+    batch_size: int | None = None
+    threshold: float | None = None
+    region: str | os.PathLike[str] | None = None
+    tissue: str | os.PathLike[str] = "auto"
+    mpp: float | None = None
+    device: str = "auto"
+    threads: int = 0
+    memory_limit_bytes: int | None = None
+    normalise: str | None = None
+    block_tiles: int | None = None
+
+    @property
+    def options(self) -> Options:
+        return Options(
+            overlap=self.overlap,
+            batch_size=self.batch_size,
+            threshold=self.threshold,
+            device=self.device,
+            threads=self.threads,
+            memory_limit_bytes=self.memory_limit_bytes,
+            block_tiles=self.block_tiles,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """An identified run: everything opened, nothing read yet.
+
+    ``identity`` holds all that decides the scores; ``key`` is its sha256.
+    """
+
+    request: Request
+    slide: Slide
+    card: Card
+    runtime: Runtime
+    recipe: Recipe
+    grid: TileGrid
+    region: Any
+    tissue_polygons: Any
+    fingerprint: str
+    identity: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A plan, with what was found on the way to it (stored by the journal, reused on resume)."""
+
+    plan: Plan
+    tissue: TissueMask
+    normaliser: Normaliser
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def identify(request: Request) -> Subject:
+    """Open slide and model and say which run this is.
+
+    Raises:
+        WsiError: The slide, the model, the device or the region cannot be used.
+    """
+    warnings: list[str] = []
+    slide = _open(request, warnings)
+    card = load_model(request.model)
+    lattice = lattice_for(slide.info, card)
+    grid = TileGrid.cover(lattice, card.input.size_px, request.overlap)
+    region = _load(request.region, slide, "--region")
+    mask = None if str(request.tissue) in ("auto", "none") else _load(request.tissue, slide, "--tissue")
+    recipe = parse_recipe(request.normalise if request.normalise is not None else card.recipe)
+    runtime = Runtime(card, device=request.device, batch_size=request.batch_size)
+    fingerprint = slide.fingerprint()
+    identity = {
+        "slide": fingerprint,
+        "model": card.sha256,
+        "version": __version__.split(".")[0],
+        "parameters": {
+            "mpp": [lattice.slide_mpp.y, lattice.slide_mpp.x],
+            "overlap": round(grid.overlap, 6),
+            "region": _digest(region),
+            "tissue": _digest(mask) if mask is not None else str(request.tissue),
+            "normalise": str(recipe),
+            "provider": runtime.provider,
+            **({"batch_size": runtime.batch_size} if runtime.provider != "CPUExecutionProvider" else {}),
+        },
+    }
+    return Subject(request, slide, card, runtime, recipe, grid, region, mask, fingerprint, identity, tuple(warnings))
+
+
+def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prepared:
+    """Find the tissue, fit the stain and plan; what ``stored`` holds is not done again.
+
+    Raises:
+        NothingToAnalyse: No tissue, or no tile's centre inside the region.
+        MemoryLimitError: The run would not fit.
+    """
+    stored = stored or {}
+    request, slide, grid = subject.request, subject.slide, subject.grid
+    started = time.perf_counter()
+    tissue = TissueMask.from_bytes(stored["tissue"]) if "tissue" in stored else _tissue(subject)
+    found = time.perf_counter()
+    if "normaliser" in stored:
+        normaliser = Normaliser.from_json(stored["normaliser"].decode())
+    else:
+        normaliser = fit_normaliser(subject.recipe, slide, tissue, grid.lattice.mpp)
+    fitted = time.perf_counter()
+    inside, tile_inside = _inside(subject)
+    cells = tissue.cell_fraction(grid.lattice)
+    analysed, wanted = choose_tiles(grid, cells, inside, tile_inside)
+    if subject.region is not None and not wanted.any():
+        raise NothingToAnalyse(
+            "There is nothing to analyse: no tile with tissue has its centre inside the region.",
+            hint="draw a larger region, raise --overlap, or use --tissue none.",
+        )
+    plan = Plan(
+        path=slide.path,
+        info=slide.info,
+        card=subject.card,
+        layout=MapLayout.of(subject.card),
+        grid=grid,
+        wanted=wanted,
+        analysed=analysed,
+        options=request.options,
+        block_tiles=1,
+        tissue_um2=float(np.sum(cells, where=inside if inside is not None else True)) * grid.lattice.cell_um2,
+        fingerprint=subject.fingerprint,
+        weights_bytes=subject.card.model_path.stat().st_size,
+        job=Job(subject.key, slide, subject.runtime, normaliser, grid),
+    )
+    return Prepared(make_plan(plan), tissue, normaliser, {"tissue": found - started, "stain fit": fitted - found})
+
+
+def _open(request: Request, warnings: list[str]) -> Slide:
+    if not isinstance(request.slide, str | os.PathLike):
+        return request.slide
+    slide = open_slide(request.slide, mpp=request.mpp)
+    if request.mpp is not None:
+        warnings.append(f"µm/px taken from --mpp: {request.mpp:g}, not from the file.")
+    return slide
+
+
+def _load(path: str | os.PathLike[str] | None, slide: Slide, name: str) -> Any:
+    if path is None:
+        return None
+    return load_region(Path(path), size_l0=slide.info.size_l0, bounds_l0=slide.info.bounds_l0, name=name)
+
+
+def _tissue(subject: Subject) -> TissueMask:
+    info, lattice = subject.slide.info, subject.grid.lattice
+    if subject.tissue_polygons is not None:
+        return TissueMask.from_polygons(subject.tissue_polygons, info.size_l0, lattice.slide_mpp)
+    if str(subject.request.tissue) == "none":
+        return TissueMask.everywhere(info.size_l0, lattice.slide_mpp)
+    return find_tissue(subject.slide)
+
+
+def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Cells and tiles whose centre lies inside the region; None without a region."""
+    if subject.region is None:
+        return None, None
+    y, x = subject.grid.centres_l0()
+    rows, cols = np.meshgrid(y, x, indexing="ij")
+    tiles = points_inside(subject.region, rows, cols)
+    cells = rasterise(subject.region, subject.grid.lattice)
+    if not cells.any() and not tiles.any():
+        raise RegionError(
+            "The region is smaller than the grid of the model: it holds no cell's centre.", hint="draw a larger region."
+        )
+    return cells, tiles
+
+
+def _digest(geometry: Any) -> str | None:
+    if geometry is None:
+        return None
+    return hashlib.sha256(geometry.normalize().wkb).hexdigest()[:16]
+
+
+def describe_lattice(lattice: Lattice) -> dict[str, Any]:
+    """The lattice as JSON; :func:`lattice_from` reads it back."""
+    return {
+        "size_l0": list(lattice.slide_l0.shape),
+        "slide_mpp": [lattice.slide_mpp.y, lattice.slide_mpp.x],
+        "mpp": [lattice.mpp.y, lattice.mpp.x],
+        "cell_px": lattice.cell_px,
+    }
+
+
+def lattice_from(facts: Mapping[str, Any]) -> Lattice:
+    from wsiengine.geometry import Size
+
+    return Lattice(Size(*facts["size_l0"]), Mpp(*facts["slide_mpp"]), Mpp(*facts["mpp"]), int(facts["cell_px"]))

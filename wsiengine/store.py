@@ -1,0 +1,156 @@
+"""The output store: an OME-Zarr 0.5 probability map with its overviews, and the scores it came from.
+
+``probability.zarr`` is one Zarr v3 group::
+
+    0, 1, 2, …     uint8 (channels, rows, cols), sharded; 0 = not analysed, 1–255 = (v − 1) / 254; each level halves
+    truth/scores   float32 (tile rows, tile cols, score channels) as the model gave them; NaN where not run
+    truth/analysed uint8 (rows, cols): cells that the run was to fill
+
+The only importer of zarr.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from wsiengine.errors import OutputError
+from wsiengine.geometry import Lattice
+from wsiengine.tasks.classify import MapLayout, overview
+
+_CHUNK = 256  # cells
+_SHARD = 1024
+_SMALLEST = 256  # no overview is needed of a map this small
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """An opened store.
+
+    Attributes:
+        coded: zarr array (channels, rows, cols) uint8: the map at full resolution, read on demand.
+        scores: zarr array (tile rows, tile cols, score channels) float32.
+        analysed: zarr array (rows, cols) uint8.
+        attributes: What :func:`write_store` was given.
+    """
+
+    coded: Any
+    scores: Any
+    analysed: Any
+    attributes: Mapping[str, Any]
+
+
+def write_store(
+    path: Path,
+    coded: np.ndarray,
+    truth: tuple[np.ndarray, np.ndarray],
+    describe: tuple[MapLayout, Lattice],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write map, overviews and truth; every shard once.
+
+    Args:
+        path: Folder to make; must not exist.
+        coded: (rows, cols, channels) uint8 map.
+        truth: scores (tile rows, tile cols, score channels) float32, and analysed (rows, cols) bool.
+        describe: What the channels mean, and the lattice (for the physical scale).
+        attributes: JSON-able facts about the run, stored under ``wsiengine``.
+    """
+    layout, lattice = describe
+    pyramid = [coded]
+    while max(pyramid[-1].shape[:2]) > _SMALLEST:
+        pyramid.append(overview(pyramid[-1]))
+    ome = _ome_attributes(layout, lattice, len(pyramid))
+    root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes={"ome": ome, "wsiengine": dict(attributes)})
+    for level, image in enumerate(pyramid):
+        _write_image(root, str(level), image)
+    scores, analysed = truth
+    folder = root.create_group("truth")
+    _write_array(folder, "scores", scores.astype(np.float32), np.nan)
+    _write_array(folder, "analysed", analysed.astype(np.uint8), 0)
+
+
+def _write_image(group: Any, name: str, image: np.ndarray) -> None:
+    channels = image.shape[2]
+    array = group.create_array(
+        name,
+        shape=(channels, *image.shape[:2]),
+        dtype="uint8",
+        chunks=(1, _CHUNK, _CHUNK),
+        shards=(channels, _SHARD, _SHARD),
+        fill_value=0,
+        dimension_names=("c", "y", "x"),
+    )
+    for y in range(0, image.shape[0], _SHARD):  # one shard at a time: its bytes are written once
+        for x in range(0, image.shape[1], _SHARD):
+            part = image[y : y + _SHARD, x : x + _SHARD]
+            array[:, y : y + part.shape[0], x : x + part.shape[1]] = np.moveaxis(part, -1, 0)
+
+
+def _write_array(group: Any, name: str, values: np.ndarray, fill: float) -> None:
+    chunks = tuple(min(n, 512) for n in values.shape)
+    group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, fill_value=fill)[...] = values
+
+
+def _ome_attributes(layout: MapLayout, lattice: Lattice, levels: int) -> dict[str, Any]:
+    """OME-Zarr 0.5 metadata (https://ngff.openmicroscopy.org/0.5/): axes in µm, one transformation per level."""
+    cell_um = (lattice.mpp.y * lattice.cell_px, lattice.mpp.x * lattice.cell_px)
+    datasets = []
+    for level in range(levels):
+        factor = 2**level
+        scale = [1.0, cell_um[0] * factor, cell_um[1] * factor]
+        shift = [0.0, cell_um[0] * (factor - 1) / 2, cell_um[1] * (factor - 1) / 2]
+        transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+        if level:
+            transformations.append({"type": "translation", "translation": shift})
+        datasets.append({"path": str(level), "coordinateTransformations": transformations})
+    space = {"type": "space", "unit": "micrometer"}
+    colours = (*layout.colours, (255, 255, 255))
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": "probability",
+                "axes": [{"name": "c", "type": "channel"}, {"name": "y", **space}, {"name": "x", **space}],
+                "datasets": datasets,
+                "type": "mean of analysed cells",
+            }
+        ],
+        "omero": {
+            "channels": [
+                {
+                    "label": name,
+                    "color": "{:02X}{:02X}{:02X}".format(*colours[k]),
+                    "active": k < len(layout.names),
+                    "window": {"min": 0, "max": 255, "start": 1, "end": 255},
+                }
+                for k, name in enumerate(layout.channels)
+            ]
+        },
+    }
+
+
+def open_store(path: Path) -> Stored:
+    """Open a finished ``probability.zarr``.
+
+    Raises:
+        OutputError: It is missing or damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zarr warns of files it does not know; ours are all known
+            root = zarr.open_group(str(path), mode="r")
+            return Stored(
+                root["0"],
+                root["truth/scores"],
+                root["truth/analysed"],
+                dict(root.attrs).get("wsiengine", {}),  # type: ignore[arg-type]
+            )
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise OutputError(
+            f"{path} is no finished probability map: {error}.", hint="run `wsiengine infer` on the slide first."
+        ) from error

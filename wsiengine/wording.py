@@ -1,0 +1,110 @@
+"""How a run speaks to a person: numbers with units, a plan in four lines, a result in one. Pure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiengine.geometry import Size
+
+if TYPE_CHECKING:
+    from wsiengine.planning import Plan
+    from wsiengine.slides.base import SlideInfo
+
+
+def bytes_words(count: int) -> str:
+    """
+    >>> bytes_words(734003200)
+    '0.7 GiB'
+    >>> bytes_words(41943040)
+    '40 MiB'
+    """
+    gib = count / 2**30
+    return f"{gib:.1f} GiB" if gib >= 0.5 else f"{count / 2**20:.0f} MiB"
+
+
+def area_words(mm2: float) -> str:
+    """
+    >>> area_words(21.34), area_words(0.01234), area_words(123.4)
+    ('21.3 mm²', '0.0123 mm²', '123 mm²')
+    """
+    if mm2 >= 100:
+        return f"{mm2:,.0f} mm²"
+    return f"{mm2:.1f} mm²" if mm2 >= 10 else f"{mm2:.3g} mm²"
+
+
+def clock(seconds: float) -> str:
+    """
+    >>> clock(14.2), clock(3725)
+    ('0:00:14', '1:02:05')
+    """
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def percent(part: float) -> str:
+    """
+    >>> percent(0.2857), percent(0.3), percent(1), percent(0.0004)
+    ('28.6 %', '30 %', '100 %', '0.04 %')
+    """
+    value = 100 * part
+    return f"{value:.1f}".removesuffix(".0") + " %" if value >= 0.1 or value == 0 else f"{value:.2g} %"
+
+
+def slide_words(path: str, info: "SlideInfo") -> str:
+    """One line about a slide."""
+    levels = f"{len(info.levels)} level{'s' if len(info.levels) > 1 else ''}"
+    mpp = str(info.mpp) if info.mpp else "µm/px unknown"
+    return " · ".join((Path(path).name, info.format, f"{info.size_l0} px", mpp, levels))
+
+
+def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
+    """(name, text) lines: slide, model, tissue, plan."""
+    card, grid = plan.card, plan.grid
+    threads = plan.options.worker_threads
+    runtime = (
+        f"ONNX Runtime {plan.job.runtime.provider.removesuffix('ExecutionProvider')}" if plan.job else "no session"
+    )
+    whole = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
+    return [
+        ("slide", slide_words(plan.path, plan.info)),
+        (
+            "model",
+            f"{card.name} {card.version} · {card.input.size_px} px at {card.input.mpp} · {runtime}, "
+            f"{threads} thread{'s' if threads > 1 else ''} · weights: {card.licence}",
+        ),
+        (
+            "tissue",
+            f"{percent(plan.tissue_um2 / whole)} of the slide · {area_words(plan.tissue_um2 / 1e6)} · "
+            f"{plan.tile_count:,} tiles, overlap {percent(plan.options.overlap)} → stride {grid.stride_px} px "
+            f"({percent(grid.overlap)})",
+        ),
+        ("plan", f"{plan.block_count:,} blocks · peak memory {bytes_words(plan.peak_bytes)}"),
+    ]
+
+
+def plan_facts(plan: "Plan") -> dict[str, Any]:
+    """The plan as JSON."""
+    return {
+        "slide": {"format": plan.info.format, "reader": plan.info.reader, "size_l0": size_facts(plan.info.size_l0)},
+        "model": {"name": plan.card.name, "version": plan.card.version, "sha256": plan.card.sha256},
+        "tissue_mm2": plan.tissue_um2 / 1e6,
+        "tiles": plan.tile_count,
+        "tile_px": plan.grid.tile_px,
+        "stride_px": plan.grid.stride_px,
+        "overlap_used": plan.grid.overlap,
+        "blocks": plan.block_count,
+        "peak_bytes": plan.peak_bytes,
+        "read_px": plan.read_px,
+    }
+
+
+def size_facts(size: Size) -> dict[str, int]:
+    return {"width": size.width, "height": size.height}
+
+
+def summary_words(summary: Mapping[str, Any]) -> str:
+    """Areas of the classes found, in the order of the model's classes."""
+    areas = summary["area_mm2"]
+    if not areas:
+        return "nothing found"
+    return " · ".join(f"{name.lower() if name.istitle() else name} {area_words(mm2)}" for name, mm2 in areas.items())
