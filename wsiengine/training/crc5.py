@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from wsiengine.errors import OutputConflict
 from wsiengine.training.data import CLASSES, Field, load, read_fields
 from wsiengine.training.mobilenet import STRIDE_PX, CellNet
 from wsiengine.training.sampling import Batch, Sampler
+from wsiengine.training.scoring import Predict
 
 MPP = 1.0
 BACKBONE = Path("weights") / "mobilenet_v2_1.0_224_int8_ptq.tflite"
@@ -47,6 +49,12 @@ class Recipe:
     gate_weight: float = 0.7
     ema: float = 0.995
     threads: int = 2
+
+    @classmethod
+    def read(cls, file: Path) -> "Recipe":
+        """The recipe of a training, from the ``recipe.json`` in its folder."""
+        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
 
     def step(self, iteration: int) -> tuple[int, int]:
         """Batch size and tile side of an iteration: cheap small tiles first, the model's own size at the end."""
@@ -79,9 +87,10 @@ def train(fields: list[Field], recipe: Recipe, *, backbone: Path, out: Path) -> 
     sampler = Sampler((load(f, MPP) for f in chosen), cell_px=STRIDE_PX, seed=recipe.seed)
     network = CellNet(len(CLASSES))
     network.backbone.load_imagenet(backbone)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
     average = CellNet(len(CLASSES))
     average.load_state_dict(network.state_dict())
-    trainer = _Trainer(recipe, network.to(memory_format=torch.channels_last), average, out)
+    trainer = _Trainer(recipe, network, average, out)
     trainer.resume()
     for iteration, batch in _batches(sampler, recipe, trainer.iteration):
         trainer.step(iteration, batch)
@@ -94,6 +103,17 @@ def load_trained(out: Path) -> CellNet:
     network = CellNet(len(CLASSES))
     network.load_state_dict(torch.load(out / "model.pt", weights_only=True))
     return network.eval()
+
+
+def predictor(network: CellNet) -> Predict:
+    """A trained network as it stands, for :mod:`wsiengine.training.scoring`."""
+
+    def predict(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            cam, gate = network(torch.from_numpy(tiles).permute(0, 3, 1, 2))
+            return cam.mean(dim=(2, 3)).numpy(), gate.sigmoid().mean(dim=(1, 2)).numpy()
+
+    return predict
 
 
 def _claim(out: Path, recipe: Recipe) -> None:

@@ -119,29 +119,48 @@ def check_leak(train: Iterable[Field], test: Iterable[Field]) -> None:
         )
 
 
+def read_image(file: Path) -> np.ndarray:
+    """RGB uint8 (rows, cols, 3).
+
+    Raises:
+        UnreadableSlide: Missing, or no image.
+    """
+    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UnreadableSlide(f"{file} cannot be read as an image", hint="remove it from labels.csv or replace it")
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def read_mask(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Mask uint8 (rows, cols), 255 inside and 0 outside.
+
+    Args:
+        file: Greyscale image; whatever is not black is inside.
+        shape: Of its image.
+
+    Raises:
+        UnreadableSlide: Missing, no image, or of another size.
+    """
+    mask = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+    if mask is None or mask.shape != tuple(shape[:2]):
+        got = "cannot be read" if mask is None else f"is {mask.shape[1]} × {mask.shape[0]} px"
+        raise UnreadableSlide(
+            f"the mask {file} {got}; its image is {shape[1]} × {shape[0]} px", hint="a mask has the size of its image"
+        )
+    return np.where(mask > 0, 255, 0).astype(np.uint8)
+
+
 def load(field: Field, mpp: float) -> Pixels:
     """Read one field and bring it to ``mpp`` µm/px.
 
     Raises:
         UnreadableSlide: The image or its mask cannot be read, or they differ in size.
     """
-    image = cv2.imread(str(field.image), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UnreadableSlide(
-            f"{field.image} cannot be read as an image", hint="remove it from labels.csv or replace it"
-        )
+    image = read_image(field.image)
     mask = None
     if field.mask is not None:
-        mask = cv2.imread(str(field.mask), cv2.IMREAD_GRAYSCALE)
-        if mask is None or mask.shape != image.shape[:2]:
-            got = "cannot be read" if mask is None else f"is {mask.shape[1]} × {mask.shape[0]} px"
-            raise UnreadableSlide(
-                f"{field.mask} {got}; its image is {image.shape[1]} × {image.shape[0]} px",
-                hint="a mask has the size of its image",
-            )
-        mask = resample(np.where(mask > 0, 255, 0).astype(np.uint8), field.mpp_yx, mpp)
-    rgb = np.ascontiguousarray(image[:, :, ::-1])
-    return Pixels(field, resample(rgb, field.mpp_yx, mpp), mask)
+        mask = resample(read_mask(field.mask, image.shape), field.mpp_yx, mpp)
+    return Pixels(field, resample(image, field.mpp_yx, mpp), mask)
 
 
 def resample(image: np.ndarray, mpp_yx: tuple[float, float], mpp: float) -> np.ndarray:

@@ -128,6 +128,7 @@ class CellNet(nn.Module):
 
     def __init__(self, classes: int, width: float = 1.0) -> None:
         super().__init__()
+        self.width = width
         self.backbone = MobileNetV2(width)
         self.head = nn.Conv2d(self.backbone.features, classes, 1)
         self.gate = nn.Conv2d(self.backbone.features, 1, 1)

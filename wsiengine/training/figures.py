@@ -1,0 +1,121 @@
+"""Figures of crc5 from scores, as they stand on its card: by tile, image and set, with case-bootstrap intervals."""
+
+from typing import Any
+
+import numpy as np
+
+from wsiengine.evaluate import (
+    Interval,
+    auroc,
+    balanced_accuracy,
+    case_bootstrap,
+    class_figures,
+    confusion,
+    reliability,
+)
+from wsiengine.training.data import CLASSES
+from wsiengine.training.scoring import Scores
+
+GATE_MINIMUM = 0.2
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits, (N, classes)."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def diagnosed(scores: Scores) -> Scores:
+    """The rows that have a diagnosis to be right about: enough drawn epithelium (or no mask), and no polyp."""
+    enough = np.isnan(scores.drawn) | (scores.drawn >= GATE_MINIMUM)
+    return scores.where(enough & (scores.labels >= 0))
+
+
+def asserted(scores: Scores) -> np.ndarray:
+    """Predicted class of each row; the number of classes where the gate says that there is no epithelium."""
+    return np.where(scores.epithelium < GATE_MINIMUM, len(CLASSES), scores.logits.argmax(axis=1))
+
+
+def balanced(scores: Scores, *, repeats: int = 2000) -> Interval:
+    """Balanced accuracy by cases, of what would be asserted; cases are drawn within set and class."""
+    labels, predicted = scores.labels, asserted(scores)
+
+    def figure(rows: np.ndarray) -> float:
+        return balanced_accuracy(confusion(labels[rows], predicted[rows], len(CLASSES)))
+
+    strata = np.char.add(scores.column("source"), scores.column("label"))
+    return case_bootstrap(figure, scores.column("case"), strata, repeats=repeats)
+
+
+def table(scores: Scores, temperature: float = 1.0) -> dict[str, Any]:
+    """Figures of the diagnosed rows: together, and by set."""
+    rows = diagnosed(scores)
+    sources = rows.column("source")
+    parts = {"all": rows} | {s: rows.where(sources == s) for s in np.unique(sources)}
+    return {name: _figures(part, temperature) for name, part in parts.items()}
+
+
+def _figures(scores: Scores, temperature: float) -> dict[str, Any]:
+    labels, probability = scores.labels, softmax(scores.logits / temperature)
+    counts = confusion(labels, asserted(scores), len(CLASSES))
+    interval = balanced(scores)
+    cases = scores.column("case")
+    recall = class_figures(counts).recall
+    return {
+        "balanced_accuracy": round(interval.value, 3),
+        "interval_95": [round(interval.low, 3), round(interval.high, 3)],
+        "cases": interval.cases,
+        "rows": len(labels),
+        "confusion": counts.tolist(),
+        "ece": round(reliability(labels, probability).error, 3),
+        "classes": {
+            name: {
+                "cases": len(np.unique(cases[labels == c])),
+                "rows": int((labels == c).sum()),
+                "recall": round(float(recall[c]), 3),
+                "auroc": round(auroc(labels == c, probability[:, c]), 3),
+            }
+            for c, name in enumerate(CLASSES)
+            if (labels == c).any()
+        },
+    }
+
+
+def false_diagnosis(windows: Scores) -> dict[str, Any]:
+    """How often a window without epithelium would be given a diagnosis; (rate, cases and windows)."""
+    if not len(windows.epithelium):
+        return {"rate": None, "cases": 0, "windows": 0}
+    passed = windows.epithelium >= GATE_MINIMUM
+    cases = windows.column("case")
+    by_case = [float(passed[cases == c].mean()) for c in np.unique(cases)]
+    return {
+        "rate": round(float(passed.mean()), 3),
+        "rate_mean_over_cases": round(float(np.mean(by_case)), 3),
+        "cases": len(by_case),
+        "windows": len(passed),
+    }
+
+
+def gate_figures(scores: Scores) -> dict[str, Any]:
+    """How well the predicted epithelium follows the drawn one."""
+    drawn = scores.where(~np.isnan(scores.drawn))
+    missed = (drawn.drawn >= GATE_MINIMUM) & (drawn.epithelium < GATE_MINIMUM)
+    return {
+        "mean_absolute_error": round(float(np.abs(drawn.epithelium - drawn.drawn).mean()), 3),
+        "epithelium_missed": round(float(missed.sum() / max(1, (drawn.drawn >= GATE_MINIMUM).sum())), 4),
+        "tiles": len(drawn.drawn),
+    }
+
+
+def best_temperature(scores: Scores) -> float:
+    """The temperature that makes held-out probabilities likeliest (Guo et al. 2017); every case weighs the same."""
+    rows = diagnosed(scores)
+    _, of_row, size = np.unique(rows.column("case"), return_inverse=True, return_counts=True)
+    weight = 1 / size[of_row]
+    grid = np.geomspace(0.3, 4.0, 120)
+
+    def loss(temperature: float) -> float:
+        probability = softmax(rows.logits / temperature)[np.arange(len(of_row)), rows.labels]
+        return float(-np.sum(weight * np.log(np.maximum(probability, 1e-12))))
+
+    return float(grid[np.argmin([loss(t) for t in grid])])

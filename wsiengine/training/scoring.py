@@ -1,0 +1,139 @@
+"""Scores of labelled fields, and what they say: the figures on the card of ``crc5``.
+
+A field is cut into the fewest tiles of the model's size that cover it, evenly spaced; one smaller than a tile is
+continued mirrored. A tile with hardly any drawn epithelium has no diagnosis to be right about: it is left out of the
+scores and tests the gate instead.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from wsiengine.training.data import CLASSES, Field, load
+
+TILE_PX = 224
+WINDOW_PX = 128
+NO_EPITHELIUM_BELOW = 0.02
+"""Covered fraction of a tile under which a diagnosis would be a false one."""
+
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Tiles uint8 (N, rows, cols, 3) -> class logits (N, classes) and epithelium (N,)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row per tile.
+
+    Attributes:
+        fields: The field of each tile.
+        logits: float32 (N, classes).
+        epithelium: Predicted covered fraction, float32 (N,).
+        drawn: Covered fraction by the mask, float32 (N,); NaN without a mask.
+    """
+
+    fields: tuple[Field, ...]
+    logits: np.ndarray
+    epithelium: np.ndarray
+    drawn: np.ndarray
+
+    def column(self, name: str) -> np.ndarray:
+        """An attribute of each tile's field, as an array."""
+        return np.array([str(getattr(f, name)) for f in self.fields])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class index of each tile's field; −1 for a polyp."""
+        return np.array([CLASSES.index(f.label) if f.label in CLASSES else -1 for f in self.fields])
+
+    def where(self, keep: np.ndarray) -> "Scores":
+        """The rows at which ``keep`` is true."""
+        kept = np.flatnonzero(keep)
+        return Scores(tuple(self.fields[i] for i in kept), self.logits[kept], self.epithelium[kept], self.drawn[kept])
+
+    def by_field(self) -> "Scores":
+        """One row per field: mean logits of its tiles, weighted by their predicted epithelium; no mask shows as NaN."""
+        _, first, of_row = np.unique(self.column("image"), return_index=True, return_inverse=True)
+        weight = np.maximum(self.epithelium, 1e-3)
+        total = np.bincount(of_row, weight)
+        logits = [np.bincount(of_row, self.logits[:, c] * weight) / total for c in range(self.logits.shape[1])]
+        means = [np.bincount(of_row, column) / np.bincount(of_row) for column in (self.epithelium, self.drawn)]
+        return Scores(tuple(self.fields[i] for i in first), np.stack(logits, axis=1), means[0], means[1])
+
+
+def score(fields: Iterable[Field], predict: Predict, mpp: float, *, edit: Callable = lambda tiles: tiles) -> Scores:
+    """Cut, predict and collect.
+
+    Args:
+        fields: What to score.
+        predict: The network.
+        mpp: µm/px of its tiles.
+        edit: Changes tiles beforehand (stain, blur, …): (N, rows, cols, 3) -> the same.
+    """
+    rows: list[Field] = []
+    logits, epithelium, drawn = [], [], []
+    for field in fields:
+        tiles, masks = _tiles(field, mpp)
+        scores, covered = predict(edit(tiles))
+        rows += [field] * len(tiles)
+        logits.append(scores)
+        epithelium.append(covered)
+        drawn.append(masks)
+    return Scores(tuple(rows), np.concatenate(logits), np.concatenate(epithelium), np.concatenate(drawn))
+
+
+def negative_windows(fields: Iterable[Field], predict: Predict, mpp: float) -> Scores:
+    """Scores of every window of :data:`WINDOW_PX` in which hardly any epithelium is drawn, every 32 px.
+
+    Fields hold little tissue without glands: windows of a whole tile would leave five patients. A window is continued
+    mirrored to the size of a tile.
+    """
+    rows: list[Field] = []
+    parts = []
+    for field in fields:
+        if field.mask is None:
+            continue
+        pixels = load(field, mpp)
+        assert pixels.mask is not None
+        found = list(_empty(pixels.mask))
+        if not found:
+            continue
+        tiles = np.stack([_at_least(pixels.image[y : y + WINDOW_PX, x : x + WINDOW_PX]) for y, x in found])
+        parts.append(predict(tiles))
+        rows += [field] * len(found)
+    if not rows:
+        return Scores((), np.zeros((0, len(CLASSES))), np.zeros(0), np.zeros(0))
+    logits, epithelium = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Scores(tuple(rows), logits, epithelium, np.zeros(len(rows), np.float32))
+
+
+def _empty(mask: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Corners of the windows without epithelium."""
+    for y in range(0, mask.shape[0] - WINDOW_PX + 1, 32):
+        for x in range(0, mask.shape[1] - WINDOW_PX + 1, 32):
+            if mask[y : y + WINDOW_PX, x : x + WINDOW_PX].mean() < 255 * NO_EPITHELIUM_BELOW:
+                yield y, x
+
+
+def _tiles(field: Field, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    pixels = load(field, mpp)
+    image = _at_least(pixels.image)
+    mask = None if pixels.mask is None else _at_least(pixels.mask)
+    corners = [(y, x) for y in _starts(image.shape[0]) for x in _starts(image.shape[1])]
+    tiles = np.stack([image[y : y + TILE_PX, x : x + TILE_PX] for y, x in corners])
+    if mask is None:
+        return tiles, np.full(len(tiles), np.nan, np.float32)
+    covered = [mask[y : y + TILE_PX, x : x + TILE_PX].mean() / 255 for y, x in corners]
+    return tiles, np.array(covered, np.float32)
+
+
+def _at_least(image: np.ndarray) -> np.ndarray:
+    missing = [max(0, TILE_PX - n) for n in image.shape[:2]]
+    (top, bottom), (left, right) = [(m // 2, m - m // 2) for m in missing]
+    return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT_101) if any(missing) else image
+
+
+def _starts(extent: int) -> Iterator[int]:
+    count = -(-extent // TILE_PX)
+    yield from (round(i * (extent - TILE_PX) / max(1, count - 1)) for i in range(count))
