@@ -4,10 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from wsiengine.errors import SlideNotFound, UnreadableSlide, UnsupportedSlide
+from wsiengine.errors import ResolutionError, SlideNotFound, UnreadableSlide
 from wsiengine.geometry import Mpp
 from wsiengine.slides.base import LevelReader, Slide, SlideInfo
+from wsiengine.slides.flat import open_flat
+from wsiengine.slides.refusal import refusal
 from wsiengine.slides.sources import is_url, open_source
+from wsiengine.slides.tiff import MAGICS, parse_tiled
 from wsiengine.slides.whole import WholeSlide
 
 __all__ = ["Slide", "SlideInfo", "open_slide"]
@@ -27,12 +30,23 @@ def open_slide(
         SlideNotFound: No such file, or a folder.
         UnsupportedSlide: Not a brightfield slide, or a format that nobody here reads.
         UnreadableSlide: Damaged, truncated, or not permitted.
+        ResolutionError: ``mpp`` is not a positive number.
     """
     location = str(path) if is_url(str(path)) else os.fspath(path)
-    given = Mpp.square(mpp) if isinstance(mpp, int | float) else mpp
+    given = _given(mpp)
     if not is_url(location):
         _check_file(Path(location))
     return WholeSlide(location, _choose(location, reader), given, _reopen)
+
+
+def _given(mpp: float | Mpp | None) -> Mpp | None:
+    if mpp is None or isinstance(mpp, Mpp):
+        return mpp
+    try:
+        return Mpp.square(mpp)
+    except ValueError:
+        message = f"the µm/px given for the slide must be a positive number, not {mpp}."
+        raise ResolutionError(message, hint="40× scans have about 0.25 µm/px, 20× scans about 0.5.") from None
 
 
 def _reopen(path: str, mpp: Mpp | None, reader: str) -> WholeSlide:
@@ -50,24 +64,22 @@ def _check_file(path: Path) -> None:
 
 def _choose(path: str, wanted: str | None) -> LevelReader:
     """The first way of reading that takes the file; ``wanted`` insists on one."""
+    if wanted is not None and wanted not in _READERS:
+        raise ValueError(f"reader is one of {', '.join(_READERS)}, not {wanted!r}")
     for name in (wanted,) if wanted else _READERS:
         reader = _READERS[name](path)
         if reader is not None:
             return reader
-    raise UnsupportedSlide(f"{path} cannot be read by “{wanted}”.", hint="leave the choice of the reader open.")
+    raise refusal(path)
 
 
 def _direct(path: str) -> LevelReader | None:
     from wsiengine.slides.direct import DirectReader
-    from wsiengine.slides.tiff import MAGICS, parse_tiled
 
-    if not is_url(path):
-        from wsiengine.slides.openslide import detect
-
-        if detect(path) not in (None, "aperio", "generic-tiff"):
-            return None  # a layout with rules of its own
+    if _vendor(path) not in (None, "aperio", "generic-tiff"):
+        return None  # a layout with rules of its own
     source = open_source(path)
-    tiff = parse_tiled(path, source.length_bytes) if source.read(0, 4) in MAGICS else None
+    tiff = parse_tiled(path, source.length_bytes) if source.read(0, min(4, source.length_bytes)) in MAGICS else None
     if tiff is None:
         source.close()
         return None
@@ -77,7 +89,34 @@ def _direct(path: str) -> LevelReader | None:
 def _openslide(path: str) -> LevelReader | None:
     from wsiengine.slides.openslide import OpenSlideReader
 
-    return OpenSlideReader(path)
+    return OpenSlideReader(path) if _vendor(path) else None
 
 
-_READERS: dict[str, Callable[[str], LevelReader | None]] = {"direct": _direct, "openslide": _openslide}
+def _flat(path: str) -> LevelReader | None:
+    return None if is_url(path) else open_flat(path)
+
+
+def _tiffslide(path: str) -> LevelReader | None:
+    with open_source(path) as source:
+        if source.read(0, min(4, source.length_bytes)) not in MAGICS:
+            return None
+    from wsiengine.slides.tiffslide import open_tiffslide
+
+    return open_tiffslide(path)
+
+
+def _vendor(path: str) -> str | None:
+    """OpenSlide's word for the format; it reads local files only."""
+    if is_url(path):
+        return None
+    from wsiengine.slides.openslide import detect
+
+    return detect(path)
+
+
+_READERS: dict[str, Callable[[str], LevelReader | None]] = {
+    "direct": _direct,
+    "openslide": _openslide,
+    "flat": _flat,
+    "tiffslide": _tiffslide,
+}

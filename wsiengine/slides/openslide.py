@@ -9,6 +9,7 @@ import openslide
 from wsiengine.errors import SlideError, UnreadableSlide, UnsupportedSlide
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.slides.base import Level, SlideInfo, levels_of
+from wsiengine.slides.white import over_white
 
 _VENDORS = {
     "aperio": "Aperio SVS",
@@ -66,7 +67,7 @@ class OpenSlideReader:
                 f"{self._path} cannot be decoded near x {x_l0:,}, y {y_l0:,} (level-0 pixels): {error}.",
                 hint="the file is damaged there: copy it again from its origin, or leave that part out with --region.",
             ) from error
-        return _over_white(np.asarray(image))
+        return over_white(np.asarray(image))
 
     def _live_handle(self) -> openslide.OpenSlide:
         with self._lock:
@@ -88,7 +89,7 @@ class OpenSlideReader:
                 hint="`wsiengine info` names the formats that were tested; convert the slide to pyramidal TIFF or SVS.",
             ) from None
         except openslide.OpenSlideError as error:
-            raise _opening_error(self._path, str(error)) from None
+            raise _opening_error(self._path, str(error).removeprefix(f"Reading {self._path}: ")) from None
 
     def close(self) -> None:
         with self._lock:
@@ -166,12 +167,3 @@ def _bounds(properties: Mapping[str, str]) -> Box | None:
     except (KeyError, ValueError):
         return None
     return Box(y, x, y + height, x + width)
-
-
-def _over_white(rgba: np.ndarray) -> np.ndarray:
-    """(h, w, 4) uint8 with alpha → (h, w, 3) on white: what was not scanned is glass."""
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return rgb
-    weight = alpha.astype(np.uint16)
-    return ((rgb * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)

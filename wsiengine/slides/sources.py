@@ -1,5 +1,6 @@
 """Bytes of a slide, from a local file or a URL: ranges without a shared position, so that threads need no lock."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from typing import Any, Protocol
 import tifffile
 
 from wsiengine.errors import DependencyError, SlideNotFound, UnreadableSlide
+
+# tifffile logs what is odd in a file; unheard by any handler it would print beside the words of our own errors
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 class Source(Protocol):

@@ -64,7 +64,7 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
     """The file's structure, or None where it is not simply tiled 8-bit RGB that we unpack ourselves.
 
     Raises:
-        UnreadableSlide: The file is broken or shorter than its own tables say.
+        UnreadableSlide: The file is shorter than its own tables say.
     """
     try:
         with open_tiff(path) as tiff:
@@ -77,12 +77,8 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
             if any(not _complete(table) for table in tables):
                 return None
             info = _info(tiff, tables)
-    except (tifffile.TiffFileError, IndexError, KeyError, ValueError, TypeError) as error:
-        # tifffile meets a broken structure with whatever its parsing stumbles over
-        raise UnreadableSlide(
-            f"the TIFF structure of {path} cannot be understood: {error}.",
-            hint="the file looks damaged or truncated: copy it again from its origin.",
-        ) from error
+    except (tifffile.TiffFileError, IndexError, KeyError, ValueError, TypeError):
+        return None  # tifffile meets what it does not understand with any of these; others may understand
     _check_length(path, length_bytes, tables)
     return TiledTiff(info, tables)
 
@@ -165,7 +161,7 @@ def _info(tiff: tifffile.TiffFile, tables: Sequence[TileTable]) -> SlideInfo:
     codec = _CODEC_WORDS.get(tables[0].codec, tables[0].codec)
     kind, objective = "tiled TIFF", None
     first = _pages(tiff)[0]
-    mpp = _resolution(first)
+    mpp = page_resolution(first)
     associated: tuple[str, ...] = ()
     if tiff.is_svs:
         kind, (mpp, objective) = "Aperio SVS", aperio_facts(first.description)
@@ -223,7 +219,7 @@ def ome_mpp(description: str) -> Mpp | None:
     return Mpp(*sizes)
 
 
-def _resolution(page: _Page) -> Mpp | None:
+def page_resolution(page: _Page) -> Mpp | None:
     """µm/px of the TIFF resolution tags."""
     unit = page.tags.get("ResolutionUnit")
     um = _UM_PER_UNIT.get(int(unit.value)) if unit else 25_400.0  # inch is TIFF's default

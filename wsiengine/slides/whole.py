@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from wsiengine.geometry import Box, Mpp, Size
+from wsiengine.geometry import Box, Mpp
 from wsiengine.slides.base import LevelReader, SlideInfo
 from wsiengine.slides.fingerprint import fingerprint
 from wsiengine.slides.reading import plausible, read_working
-
-WHITE = 255
+from wsiengine.slides.sources import is_url
+from wsiengine.slides.white import WHITE
 
 
 class WholeSlide:
@@ -58,7 +59,8 @@ class WholeSlide:
         self.close()
 
     def __reduce__(self) -> tuple:
-        return self._reopen, (self.path, self._given_mpp, self.info.reader)
+        path = self.path if is_url(self.path) else str(Path(self.path).absolute())  # a worker stands elsewhere
+        return self._reopen, (path, self._given_mpp, self.info.reader)
 
     def __repr__(self) -> str:
         return f"<slide {self.path} · {self.info.format} · {self.info.size_l0} px · reader {self.info.reader}>"
@@ -69,8 +71,3 @@ def _settle_mpp(info: SlideInfo, given: Mpp | None) -> SlideInfo:
     if given is not None:
         return replace(info, mpp=given)
     return replace(info, mpp=info.stated_mpp if plausible(info.stated_mpp) else None)
-
-
-def white_canvas(size: Size) -> np.ndarray:
-    """(h, w, 3) uint8, all white."""
-    return np.full((*size.shape, 3), WHITE, np.uint8)

@@ -1,0 +1,107 @@
+"""Reading flat images (PNG, JPEG, plain TIFF) by holding them whole: camera fields, crops, mammograms."""
+
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+
+from wsiengine.errors import UnreadableSlide, UnsupportedSlide
+from wsiengine.geometry import Box, Mpp, Size
+from wsiengine.slides.base import SlideInfo, levels_of
+from wsiengine.slides.sources import open_tiff
+from wsiengine.slides.tiff import MAGICS, page_resolution
+from wsiengine.slides.white import over_white
+
+MOST_PX = 100_000_000  # 300 MB of colour; larger images belong into tiles
+
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+
+
+class FlatReader:
+    """An image in memory. Grey ones are shown as grey RGB."""
+
+    def __init__(self, pixels: np.ndarray, kind: str, stated_mpp: Mpp | None = None) -> None:
+        size = Size(*pixels.shape[:2])
+        self._pixels = pixels
+        self.info = SlideInfo(
+            format=kind, reader="flat", size_l0=size, levels=levels_of([size]), mpp=None, stated_mpp=stated_mpp
+        )
+
+    def read_into(self, level: int, box: Box, out: np.ndarray) -> None:
+        out[:] = self._pixels[box.slices]
+
+    def close(self) -> None:
+        pass
+
+
+def open_flat(path: str) -> FlatReader | None:
+    """The image in memory, None where it is none of these formats or no 8-bit grey or colour image.
+
+    Raises:
+        UnsupportedSlide: Too large to be held whole, or 16 bits deep.
+        UnreadableSlide: Damaged.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(8)
+    if head[:4] in MAGICS:
+        return _open_tiff(path)
+    if head != _PNG and not head.startswith(_JPEG):
+        return None
+    data = Path(path).read_bytes()
+    kind = "PNG" if head == _PNG else "JPEG"
+    try:
+        pixels = imagecodecs.png_decode(data) if kind == "PNG" else _decode_jpeg(data)
+    except (RuntimeError, ValueError) as error:
+        raise UnreadableSlide(
+            f"{path} cannot be decoded: {error}.", hint="the file is damaged: copy it again from its origin."
+        ) from error
+    return FlatReader(_as_rgb(pixels, path), kind)
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray:
+    if b"\xff\xd9" not in data[-65536:]:
+        raise ValueError("the JPEG stream has no end, the file is truncated")
+    return imagecodecs.jpeg8_decode(data)
+
+
+def _open_tiff(path: str) -> FlatReader | None:
+    try:
+        with open_tiff(path) as tiff:
+            if not tiff.pages:
+                return None
+            series, page = tiff.series[0], tiff.pages.first
+            alone = len(series.pages) == 1 and series.axes in ("YX", "YXS", "SYX")
+            if not alone or page.photometric not in (1, 2, 6) or page.size > 3 * MOST_PX:
+                return None
+            pixels = page.asarray()
+            mpp = page_resolution(page)
+    except (tifffile.TiffFileError, RuntimeError, ValueError, IndexError) as error:
+        raise UnreadableSlide(
+            f"{path} cannot be decoded: {error}.", hint="the file is damaged: copy it again from its origin."
+        ) from error
+    return FlatReader(_as_rgb(np.moveaxis(pixels, 0, -1) if series.axes == "SYX" else pixels, path), "TIFF", mpp)
+
+
+def _as_rgb(pixels: np.ndarray, path: str) -> np.ndarray:
+    """(h, w, 1 or 3) uint8 of what a decoder gave."""
+    if pixels.dtype != np.uint8:
+        raise UnsupportedSlide(
+            f"{path} has {pixels.dtype.itemsize * 8} bits per channel; 8 are needed.",
+            hint="convert it to 8-bit colour (in ImageJ: Image ▸ Type ▸ RGB Color).",
+        )
+    if pixels.shape[0] * pixels.shape[1] > MOST_PX:
+        raise UnsupportedSlide(
+            f"{path} has {pixels.shape[1]:,} × {pixels.shape[0]:,} px in one piece; at most {MOST_PX:,} fit.",
+            hint="convert it to a pyramidal, tiled TIFF.",
+        )
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    channels = pixels.shape[2]
+    if channels == 2:  # grey with alpha
+        return over_white(np.concatenate([pixels[..., [0, 0, 0]], pixels[..., 1:]], axis=2))
+    if channels in (1, 3):
+        return pixels
+    if channels == 4:
+        return over_white(pixels)
+    raise UnsupportedSlide(f"{path} has {channels} channels; red, green and blue are needed.")
