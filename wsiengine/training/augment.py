@@ -140,7 +140,8 @@ def degrade(rng: np.random.Generator, tile: np.ndarray) -> np.ndarray:
         tile = np.repeat(tile.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
     if rng.random() < 0.5:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 96))]
-        tile = cv2.imdecode(cv2.imencode(".jpg", tile, quality)[1], cv2.IMREAD_COLOR)
+        coded = cv2.imencode(".jpg", tile, quality)[1]
+        tile = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR))
     return tile
 
 
@@ -148,5 +149,5 @@ def colour(rng: np.random.Generator, tile: np.ndarray, have: Stain, others: Sequ
     """The tile in another stain, most of the time."""
     if rng.random() < 0.1:
         return tile
-    want = others[rng.integers(len(others))] if rng.random() < 0.5 else None
+    want = others[int(rng.integers(len(others)))] if rng.random() < 0.5 else None
     return restain(tile, *stain_change(rng, have, want))

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ class Recipe:
     def read(cls, file: Path) -> "Recipe":
         """The recipe of a training, from the ``recipe.json`` in its folder."""
         said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+        return replace(cls(), **values)
 
     def step(self, iteration: int) -> tuple[int, int]:
         """Batch size and tile side of an iteration: cheap small tiles first, the model's own size at the end."""

@@ -31,8 +31,8 @@ _LABELS = {
     "poorly differentiated": "Adenocarcinoma",
     "Polyp": POLYP,
 }
-MPP_YX = {"ebhi": (0.99, 1.29), "glas": (0.62, 0.62), "lc25000": (0.65, 0.65)}
-"""µm per pixel (y, x) of each set; how EBHI's and LC25000's were measured is told in docs/crc5.md."""
+MPP_YX = {"ebhi": (0.96, 1.21), "glas": (0.62, 0.62), "lc25000": (0.67, 0.67)}
+"""µm per pixel (y, x) of each set; EBHI's and LC25000's as :mod:`wsiengine.training.scale` measures them."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Sampler:
             is_polyp = p.field.label == POLYP
             branch = self._tree["Normal" if is_polyp else p.field.label]
             branch[POLYP if is_polyp else p.field.source][p.field.case].append(i)
-        self._masked = [i for i, p in enumerate(self._pixels) if p.mask is not None]
+        bare = [np.count_nonzero(p.mask == 0) if p.mask is not None else 0 for p in self._pixels]
+        self._bare = np.cumsum(bare)
 
     def batch(self, iteration: int, size: int, side_px: int) -> Batch:
         """The batch of an iteration: always the same one."""
@@ -74,9 +75,9 @@ class Sampler:
         return Batch(np.stack(tiles), np.array(labels), np.stack(epithelium))
 
     def _tile(self, rng: np.random.Generator, side_px: int) -> tuple[np.ndarray, int, np.ndarray]:
-        negative = bool(self._masked) and rng.random() < NEGATIVE_SHARE
-        if negative:
-            index, label = self._masked[rng.integers(len(self._masked))], _NOT_A_CLASS
+        negative = rng.random() < NEGATIVE_SHARE and self._bare[-1] > 0
+        if negative:  # a field comes up as often as it has pixels without epithelium
+            index, label = int(np.searchsorted(self._bare, rng.random() * self._bare[-1], "right")), _NOT_A_CLASS
         else:
             label = int(rng.integers(len(CLASSES)))
             index = self._draw(rng, CLASSES[label])

@@ -35,7 +35,7 @@ class GlandSize:
 
 def gland_size(fields: Iterable[Field]) -> GlandSize:
     """Size of the drawn glands that do not touch a border; every case counts once."""
-    by_case = defaultdict(list)
+    by_case: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for field in fields:
         if field.mask is not None:
             by_case[field.case] += _spreads(read_mask(field.mask, read_image(field.image).shape))
@@ -60,10 +60,9 @@ def nucleus_px(fields: Iterable[Field]) -> float:
     """Width of blur (pixels) to which nuclei answer most: peak of the scale-normalised Laplacian, every case once."""
     by_case = defaultdict(list)
     for field in fields:
-        red = -np.log(
-            (read_image(field.image)[:, :, 0].astype(np.float32) + 1) / 256
-        )  # haematoxylin takes red, eosin hardly any
-        by_case[field.case].append([_answer(red, sigma) for sigma in _SIGMAS_PX])
+        red = read_image(field.image)[:, :, 0]  # haematoxylin takes red, eosin hardly any
+        density = -np.log((red.astype(np.float32) + 1) / 256)
+        by_case[field.case].append([_answer(density, sigma) for sigma in _SIGMAS_PX])
     mean = np.mean([np.mean(rows, axis=0) for rows in by_case.values()], axis=0)
     return float(_SIGMAS_PX[np.argmax(mean)])
 
