@@ -80,6 +80,13 @@ def test_bits_do_not_depend_on_batch_threads_order_or_block(changes: dict, tmp_p
     assert np.array_equal(runtime.scores(part, origins[inside] - (side, 1)), whole[inside])
 
 
+@pytest.mark.parametrize("changes", GOOD.values(), ids=GOOD)
+def test_tiles_are_handed_over_in_aligned_memory(changes: dict, tmp_path: Path) -> None:
+    runtime = Runtime(tiny(tmp_path, **changes))
+    batches = [runtime._batch() for _ in range(5)]  # all alive, at different addresses
+    assert [batch.ctypes.data % 64 for batch in batches] == [0] * 5
+
+
 def test_callers_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     card = tiny(tmp_path, gate=True, size_px=64)
     pixels = block(201, 301)

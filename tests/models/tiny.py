@@ -55,7 +55,7 @@ def write_card(folder: Path, data: Any, name: str = "card.json") -> Path:
 def card_json(what: Tiny | None = None, sha256: str = "0" * 64) -> dict[str, Any]:
     """A whole card as JSON types."""
     what = what or Tiny()
-    scaling = {} if what.dtype == "uint8" else {"range": [0, 1], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
+    scaling = {} if what.dtype == "uint8" else {"range": [-1, 1], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
     return {
         "schema_version": 1,
         "name": "tiny",
