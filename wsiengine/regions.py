@@ -5,7 +5,6 @@ Boundary rule, everywhere the same: a point exactly on the boundary of a region 
 
 import gzip
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from wsiengine.errors import RegionError
 from wsiengine.geometry import Box, Lattice, Size
 
 _STRIP_POINTS = 1 << 20
+_FARTHEST = 1e9  # geometry on larger numbers loses precision
 _HINT = "draw it in QuPath and use File › Export objects as GeoJSON."
 
 
@@ -46,9 +46,9 @@ def load_region(
     found = list(_geometries(_parse(Path(path), name), name))
     polygons = _polygons(found, name)
     if not polygons:
-        kinds = ", ".join(sorted({_kind(item) for item in found})) or "no object"
+        kinds = ", ".join(sorted({_kind(item) for item in found})) or "nothing"
         raise RegionError(
-            f"{name} {path} holds no polygon (it has {kinds}); a region needs an area.",
+            f"{name} {path} holds no polygon with an area (only: {kinds}).",
             hint=f"draw a closed shape: {_HINT}",
         )
     region = shapely.union_all(polygons)
@@ -126,8 +126,9 @@ def _parse(path: Path, name: str) -> Any:
         raise RegionError(f"{name} {path} is not GeoJSON: line {error.lineno}, {error.msg}.", hint=_HINT) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise RegionError(f"{name} {path} is not GeoJSON: it is not text in UTF-8.", hint=_HINT) from error
-    except (ValueError, TypeError, AttributeError) as error:  # the geojson package, on values that JSON allows
-        raise RegionError(f"{name} {path} is not valid GeoJSON: {error}.", hint=_HINT) from error
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        # what the geojson package raises on JSON whose values are of the wrong kind
+        raise RegionError(f"{name} {path} is JSON, but not GeoJSON.", hint=_HINT) from error
 
 
 def _geometries(item: Any, name: str) -> Iterator[dict]:
@@ -170,10 +171,10 @@ def _polygon(rings: Any, name: str) -> Any:
     """One polygon from GeoJSON rings: the first is the shell, the others holes; a hole is cut out, whatever its way."""
     try:
         outlines = [[(float(position[0]), float(position[1])) for position in ring] for ring in rings]
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
         raise RegionError(f"{name} has a polygon whose coordinates are not pairs of numbers.", hint=_HINT) from error
-    if not all(math.isfinite(value) for ring in outlines for position in ring for value in position):
-        raise RegionError(f"{name} has a polygon with a coordinate that is not a finite number.", hint=_HINT)
+    if not all(abs(value) <= _FARTHEST for ring in outlines for position in ring for value in position):  # nor NaN
+        raise RegionError(f"{name} has a polygon with a coordinate that is no pixel of any slide.", hint=_HINT)
     if not outlines or not _spans(outlines[0]):
         return shapely.Polygon()
     shell, *holes = (shapely.make_valid(shapely.Polygon(ring)) for ring in outlines if _spans(ring))
