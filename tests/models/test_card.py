@@ -230,3 +230,12 @@ def test_a_missing_card(tmp_path: Path) -> None:
 def test_json_that_is_no_object(data: Any, tmp_path: Path) -> None:
     with pytest.raises(CardError, match="needed an object"):
         load_card(write_card(tmp_path, data))
+
+
+def test_the_card_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cards.md").read_text(encoding="utf-8")
+    example = text.split("```json\n")[1].split("```")[0]
+    card = parse_card(json.loads(example), tmp_path)
+    assert [m.name for m in card.map_classes] == ["Normal", "Adenocarcinoma"]
+    for entry in json.loads(example):
+        assert f"`{entry}`" in text, f"{entry} is not explained"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -29,6 +30,12 @@ GOOD: dict[str, dict[str, Any]] = {
     "batch of one": {"batch": 1},
     "fixed side": {"side": 32},
 }
+
+
+def saved(tmp_path: Path, model: Any) -> Card:
+    """The model under a card with its right sha256."""
+    (tmp_path / "tiny.onnx").write_bytes(model.SerializeToString())
+    return load_card(write_card(tmp_path, card_json(sha256=file_sha256(tmp_path / "tiny.onnx"))))
 
 
 def by_hand(card: Card, pixels: np.ndarray, origins: np.ndarray) -> np.ndarray:
@@ -203,20 +210,16 @@ def test_a_model_that_fails_on_its_tiles(tmp_path: Path) -> None:
     model = graph(Tiny())
     shape = next(t for t in model.graph.initializer if t.name == "ramp")
     shape.dims[:] = [1, 1, 1, 3]  # cannot be added to a 4 × 4 map
-    (tmp_path / "tiny.onnx").write_bytes(model.SerializeToString())
-    write_card(tmp_path, card_json(sha256=file_sha256(tmp_path / "tiny.onnx")))
     with pytest.raises(CardError, match="ONNX Runtime") as caught:
-        Runtime(load_card(tmp_path / "card.json"))
+        Runtime(saved(tmp_path, model))
     assert "\n" not in caught.value.message
 
 
 def test_an_operator_that_nobody_knows(tmp_path: Path) -> None:
     model = graph(Tiny())
     model.graph.node[4].op_type = "Rellu"
-    (tmp_path / "tiny.onnx").write_bytes(model.SerializeToString())
-    write_card(tmp_path, card_json(sha256=file_sha256(tmp_path / "tiny.onnx")))
     with pytest.raises(CardError, match=r"tiny\.onnx cannot be loaded by ONNX Runtime .*Rellu"):
-        Runtime(load_card(tmp_path / "card.json"))
+        Runtime(saved(tmp_path, model))
 
 
 def test_files_are_checked_again_when_the_session_opens(tmp_path: Path) -> None:
@@ -316,10 +319,8 @@ def test_a_broken_model_is_not_blamed_on_cuda(tmp_path: Path, monkeypatch: pytes
     faked(monkeypatch, None)
     model = graph(Tiny())
     model.graph.node[4].op_type = "Rellu"
-    (tmp_path / "tiny.onnx").write_bytes(model.SerializeToString())
-    write_card(tmp_path, card_json(sha256=file_sha256(tmp_path / "tiny.onnx")))
     with pytest.raises(CardError, match="Rellu"):
-        Runtime(load_card(tmp_path / "card.json"), device="cuda")
+        Runtime(saved(tmp_path, model), device="cuda")
 
 
 def test_cuda_batches_have_one_padded_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,3 +385,28 @@ def test_other_failures_in_the_middle_of_a_run(tmp_path: Path) -> None:
     runtime._session = Broken()
     with pytest.raises(ModelError, match=r"failed on tiles of shape \(1, 32, 32, 3\): out of memory\nTry"):
         runtime.scores(block(40, 40), np.array([(0, 0)]))
+
+
+def test_weights_that_claim_more_than_the_file_holds(tmp_path: Path) -> None:
+    model = graph(Tiny())
+    model.graph.initializer[0].dims[:] = [1 << 20, 1 << 20, 3, 3]
+    with pytest.raises(CardError, match="cannot be loaded by ONNX Runtime"):
+        Runtime(saved(tmp_path, model))
+
+
+def test_a_graph_that_asks_for_more_memory_than_there_is(tmp_path: Path) -> None:
+    model = graph(Tiny())
+    shape = onnx.numpy_helper.from_array(np.array([1 << 22, 1 << 22], np.int64), "vast")
+    model.graph.initializer.append(shape)
+    node = next(n for n in model.graph.node if n.op_type == "Identity")
+    node.op_type, node.input[:] = "Add", ["pooled", "sum"]
+    at = list(model.graph.node).index(node)
+    made = [
+        onnx.helper.make_node("ConstantOfShape", ["vast"], ["zeros"]),
+        onnx.helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+    ]
+    nodes = [*model.graph.node[:at], *made, *model.graph.node[at:]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with pytest.raises(CardError, match="ONNX Runtime"):
+        Runtime(saved(tmp_path, model))
