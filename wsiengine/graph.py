@@ -1,20 +1,23 @@
 """Plans as lazy Dask graphs: the only importer of Dask.
 
-The leaves are blocks (:func:`wsiengine.job.score_block`). :func:`run_blocks` submits them in row-major windows of
-bounded size and hands every finished block to the caller at once; :func:`map_array` hangs the probability map on
-the same leaves; :func:`pixel_array` is a slide's pixels.
+The leaves are blocks (:func:`wsiengine.job.score_block`). :func:`run_blocks` computes them in row-major order, as many
+at a time as there are workers, and hands every finished block to the caller at once; :func:`map_array` hangs the
+probability map on the same leaves; :func:`pixel_array` is a slide's pixels.
+
+Threads pull the next block themselves: given many independent tasks, Dask's threaded scheduler picks them in the
+order of their names, not of the slide, and one window after another leaves threads idle at the end of each.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.array as da
 import numpy as np
 from dask.highlevelgraph import HighLevelGraph
-from dask.threaded import get as threaded_get
 
 from wsiengine.errors import ResolutionError
 from wsiengine.geometry import Box, Lattice, Mpp
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 
     from wsiengine.planning import Plan
 
-_WINDOW_BLOCKS = 256  # blocks whose tasks exist at a time; their pixels exist only while a thread works on them
 _AHEAD = 2  # blocks in flight per worker thread of a cluster
 
 
@@ -57,11 +59,41 @@ def run_blocks(
     if client is not None:
         _run_on_cluster(job, blocks, done, client)
         return
+    waiting = _Shared(blocks)
+
+    def work() -> None:
+        for block in waiting:
+            tasks = score_tasks(job, [block], "score")
+            dask.get({**tasks, "done": (done, *tasks)}, "done")
+
     with ThreadPoolExecutor(threads, thread_name_prefix="wsiengine") as pool:
-        for window in _windows(blocks, _WINDOW_BLOCKS):
-            tasks = score_tasks(job, window, "score")
-            commits = {("done", *key[1:]): (done, key) for key in tasks}
-            threaded_get({**tasks, **commits}, list(commits), pool=pool, num_workers=threads)
+        workers = [pool.submit(work) for _ in range(threads)]
+        try:
+            for worker in wait(workers, return_when=FIRST_EXCEPTION).done:
+                worker.result()
+        finally:
+            waiting.stop()  # whatever ends the run (an error, Ctrl-C), no further block is begun
+
+
+class _Shared:
+    """Blocks handed out in order, each to one thread."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._blocks = iter(blocks)
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def __iter__(self) -> "_Shared":
+        return self
+
+    def __next__(self) -> Block:
+        with self._lock:
+            if self._stopped:
+                raise StopIteration
+            return next(self._blocks)
+
+    def stop(self) -> None:
+        self._stopped = True
 
 
 def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[BlockScores], None], client: "Client") -> None:
@@ -81,12 +113,6 @@ def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[BlockScor
                 running.add(client.submit(score_block, shared, block, pure=False))
     finally:
         client.cancel([future for future in list(running.futures) if not future.done()])
-
-
-def _windows(items: Iterable[Block], size: int) -> Iterator[list[Block]]:
-    iterator = iter(items)
-    while window := list(itertools.islice(iterator, size)):
-        yield window
 
 
 def map_array(plan: "Plan") -> da.Array:

@@ -1,0 +1,17 @@
+"""Settings of the whole suite: no deadlines (machines differ), and nothing of the user's configuration is touched."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _own_config(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Registered models and first-use notices live in a folder of the test's own."""
+    folder = tmp_path_factory.mktemp("config")
+    monkeypatch.setenv("WSIENGINE_CONFIG", str(folder))
+    return folder

@@ -1,0 +1,120 @@
+"""The journal: what was appended is there, a torn tail is not, and nobody else's file is taken for one."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsiengine.errors import OutputError, OutputInUse
+from wsiengine.geometry import Box
+from wsiengine.journal import FolderLock, Journal, read_header
+
+HEADER = {"slide": "abc", "parameters": {"overlap": 0.3}}
+
+
+def _scores(seed: int) -> np.ndarray:
+    scores = np.random.default_rng(seed).normal(size=(2, 3, 4)).astype(np.float32)
+    scores[0, 1] = np.nan
+    return scores
+
+
+def _filled(path: Path) -> list[int]:
+    """A journal with two records → file size after header and after each record."""
+    sizes = []
+    with Journal.create(path, HEADER) as journal:
+        sizes.append(path.stat().st_size)
+        journal.add_blob("tissue", b"\x00\x01mask")
+        sizes.append(path.stat().st_size)
+        for k in range(2):
+            journal.add_tiles(Box(2 * k, 0, 2 * k + 2, 3), _scores(k))
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
+def test_what_was_written_comes_back(tmp_path: Path) -> None:
+    _filled(tmp_path / "journal")
+    journal, found = Journal.resume(tmp_path / "journal")
+    journal.close()
+    assert found.header == HEADER
+    assert found.blobs == {"tissue": b"\x00\x01mask"}
+    assert [box for box, _ in found.tiles] == [Box(0, 0, 2, 3), Box(2, 0, 4, 3)]
+    np.testing.assert_array_equal(found.tiles[1][1], _scores(1))
+
+
+def test_every_torn_tail_is_cut_and_the_journal_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    sizes = _filled(path)
+    whole = path.read_bytes()
+    for length in range(sizes[0], len(whole)):
+        path.write_bytes(whole[:length])
+        journal, found = Journal.resume(path)
+        with journal:
+            records = len(found.blobs) + len(found.tiles)
+            assert records == sum(size <= length for size in sizes[1:])
+            journal.add_tiles(Box(8, 0, 10, 3), _scores(9))
+        journal, again = Journal.resume(path)
+        journal.close()
+        assert again.tiles[-1][0] == Box(8, 0, 10, 3)
+        assert len(again.blobs) + len(again.tiles) == records + 1
+
+
+def test_no_flipped_bit_is_believed(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    sizes = _filled(path)
+    whole = bytearray(path.read_bytes())
+    for at in range(sizes[1], sizes[2], 5):  # inside the first record of tiles
+        whole[at] ^= 4
+        path.write_bytes(whole)
+        journal, found = Journal.resume(path)
+        journal.close()
+        assert not found.tiles
+        assert "tissue" in found.blobs
+        whole[at] ^= 4
+
+
+def test_a_journal_without_its_header_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    for content in (b"", b"WSIJRNL1", b"not a journal at all", b"WSIJRNL1" + b"\x00" * 100):
+        path.write_bytes(content)
+        with pytest.raises(OutputError, match="not a journal"):
+            read_header(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission_is_said_in_words(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Cannot write"):
+        Journal.create(tmp_path / "journal", HEADER)
+
+
+def test_a_full_disk_leaves_a_journal_that_goes_on(tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    path = tmp_path / "journal"
+    sizes = _filled(path)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    journal, _ = Journal.resume(path)
+    with journal:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[-1] + 40, limit[1]))
+            with pytest.raises(OutputError, match="Finished blocks are kept"):
+                journal.add_tiles(Box(4, 0, 6, 3), _scores(5))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, old_handler)
+        assert path.stat().st_size == sizes[-1]
+        journal.add_tiles(Box(4, 0, 6, 3), _scores(6))
+    journal, found = Journal.resume(path)
+    journal.close()
+    np.testing.assert_array_equal(found.tiles[2][1], _scores(6))
+
+
+def test_two_runs_exclude_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / ".work"
+    folder.mkdir(parents=True)
+    with FolderLock(folder / "lock"), pytest.raises(OutputInUse, match=r"Another run is writing to .*out"):
+        FolderLock(folder / "lock")
+    FolderLock(folder / "lock").release()
