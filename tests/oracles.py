@@ -36,5 +36,73 @@ def round_half_up(values: np.ndarray) -> np.ndarray:
     return np.floor(values + 0.5)
 
 
-def is_finite(*values: float) -> bool:
-    return all(math.isfinite(v) for v in values)
+# sRGB and CIE Lab, as their standards write them (ITU-R BT.709 primaries, D65)
+
+RGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    x = rgb / 255.0
+    linear = np.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
+    t = linear @ RGB_TO_XYZ.T / RGB_TO_XYZ.sum(axis=1)
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def rgb(lab: np.ndarray) -> np.ndarray:
+    """0–255, not yet rounded."""
+    fy = (lab[..., 0] + 16) / 116
+    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
+    t = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * RGB_TO_XYZ.sum(axis=1)
+    linear = np.clip(t @ np.linalg.inv(RGB_TO_XYZ).T, 0, 1)
+    return 255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+def lightness_level(rgb: np.ndarray) -> np.ndarray:
+    return np.floor(2.55 * lab(rgb)[..., 0] + 0.5).astype(int)
+
+
+def clahe_shift(levels: np.ndarray, clip: float, glass: int) -> np.ndarray:
+    """What one contextual region does to each of the 256 levels."""
+    counts = np.bincount(levels.ravel(), minlength=256).astype(float)
+    even = levels.size / glass
+    known = counts[:glass] + counts[glass:].sum() / glass
+    clipped = np.minimum(known, clip * even)
+    clipped += (known - clipped).sum() / glass
+    ranks = np.cumsum(clipped) - clipped / 2
+    shift = np.zeros(256)
+    shift[:glass] = ranks / even - 0.5 - np.arange(glass)
+    return shift
+
+
+def clahe_shifts(levels: np.ndarray, corner, side: int, clip: float, glass: int, box) -> np.ndarray:
+    """The shift of every pixel of ``box``, one by one; ``corner`` is the absolute position of ``levels``."""
+    tables: dict[tuple[int, int], np.ndarray] = {}
+
+    def table(i: int, j: int) -> np.ndarray:
+        if (i, j) not in tables:
+            y, x = i * side - corner[0], j * side - corner[1]
+            region = levels[y : y + side, x : x + side]
+            assert min(y, x) >= 0, "the margin is too small"
+            assert region.shape == (side, side), "the margin is too small"
+            tables[i, j] = clahe_shift(region, clip, glass)
+        return tables[i, j]
+
+    out = np.empty((box[2] - box[0], box[3] - box[1]))
+    for y in range(box[0], box[2]):
+        for x in range(box[1], box[3]):
+            v, u = (y + 0.5) / side - 0.5, (x + 0.5) / side - 0.5
+            i, j = math.floor(v), math.floor(u)
+            k = levels[y - corner[0], x - corner[1]]
+            upper = table(i, j)[k] * (1 - u + j) + table(i, j + 1)[k] * (u - j)
+            lower = table(i + 1, j)[k] * (1 - u + j) + table(i + 1, j + 1)[k] * (u - j)
+            out[y - box[0], x - box[1]] = upper * (1 - v + i) + lower * (v - i)
+    return out
+
+
+def clahe_lab(src: np.ndarray, corner, side: int, clip: float, glass: int, box) -> np.ndarray:
+    """0–255, not yet rounded."""
+    shifts = clahe_shifts(lightness_level(src), corner, side, clip, glass, box)
+    inner = lab(src)[box[0] - corner[0] : box[2] - corner[0], box[1] - corner[1] : box[3] - corner[1]]
+    inner[..., 0] += shifts / 2.55
+    return rgb(inner)

@@ -20,8 +20,9 @@ from typing import Any
 
 import numba
 from numba import types
-from numba.core import config
+from numba.core import config as _config
 
+config: Any = _config  # its members are made at run time
 JIT_OFF = bool(config.DISABLE_JIT)
 _log = logging.getLogger("wsikernels")
 

@@ -5,11 +5,10 @@ more, to nearest even.
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import float32, int64, types, uint8, uint16
-from numba.extending import intrinsic
+from numba import float32, int64, uint8, uint16
 
-from wsikernels._jit import JIT_OFF, given, jit, made
+from wsikernels._float import half_bits
+from wsikernels._jit import given, jit, made
 from wsikernels._views import flat_rows, require_rgb
 
 
@@ -80,24 +79,6 @@ def _prepare(
     return *flat_rows(block), origins, scale, bias
 
 
-if JIT_OFF:
-
-    def _half_bits(value: np.float32) -> np.uint16:
-        with np.errstate(over="ignore"):
-            return np.float16(value).view(np.uint16)
-
-else:
-
-    @intrinsic
-    def _half_bits(typing_context, value):  # type: ignore[no-untyped-def]  # numba's protocol
-        """The bits of a float32 rounded to float16: one machine instruction, which numba has no name for on CPUs."""
-
-        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
-
-        return types.uint16(types.float32), emit
-
-
 @jit((given(uint8, 1), int64, given(int64, 2), given(float32, 1), given(float32, 1), made(float32, 4)))
 def _pack_planes(flat, pitch, origins, scale, bias, out):
     many, _, height, width = out.shape
@@ -121,9 +102,9 @@ def _pack_planes_half(flat, pitch, origins, scale, bias, out):
             line = flat[at : at + 3 * width]
             red, green, blue = out[n, 0, i], out[n, 1, i], out[n, 2, i]
             for j in range(width):
-                red[j] = _half_bits(np.float32(np.float32(line[3 * j]) * scale[0] + bias[0]))
-                green[j] = _half_bits(np.float32(np.float32(line[3 * j + 1]) * scale[1] + bias[1]))
-                blue[j] = _half_bits(np.float32(np.float32(line[3 * j + 2]) * scale[2] + bias[2]))
+                red[j] = half_bits(np.float32(np.float32(line[3 * j]) * scale[0] + bias[0]))
+                green[j] = half_bits(np.float32(np.float32(line[3 * j + 1]) * scale[1] + bias[1]))
+                blue[j] = half_bits(np.float32(np.float32(line[3 * j + 2]) * scale[2] + bias[2]))
 
 
 @jit((given(uint8, 1), int64, given(int64, 2), given(float32, 1), given(float32, 1), made(float32, 4)))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
-from tests.kernels.test_resample import picture
+from tests.pictures import position_coded as picture
 from wsikernels.pack import pack_tiles, pack_tiles_nhwc
 
 SCALE = np.array([1 / 58.4, 1 / 57.1, 1 / 57.4], np.float32)

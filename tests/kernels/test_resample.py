@@ -7,16 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
+from tests.pictures import position_coded as picture
 from wsikernels.resample import resample_area, source_span
 
 RATIOS = st.one_of(st.integers(1, 9).map(float), st.floats(0.3, 7.0, allow_nan=False))
-
-
-def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Noise over a ramp: every pixel says where it is, every neighbour differs."""
-    rng = np.random.default_rng(seed)
-    ramp = np.add.outer(np.arange(height) * 3, np.arange(width) * 2)[..., None] + 40 * np.arange(channels)
-    return ((ramp + rng.integers(0, 60, (height, width, channels))) % 256).astype(np.uint8)
 
 
 def resampled(src, corner, ratio, out_corner, shape):
