@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fakes import ArraySlide
+from wsiengine.geometry import Mpp
 from wsiengine.models import planted
 from wsiengine.models.activation import activate
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
+from wsiengine.tissue import find_tissue
 
 TILE, CELL = planted.TILE_PX, planted.CELL_PX
 
@@ -113,3 +116,15 @@ def test_the_recipe_builds_what_is_shipped(tmp_path) -> None:
     assert built.to_json() == shipped.to_json()
     assert built.model_path.read_bytes() == shipped.model_path.read_bytes()
     assert load_model(tmp_path) == shipped
+
+
+def test_the_tissue_mask_keeps_the_marks() -> None:
+    """They must not look like pen: a ruler that is masked away measures nothing."""
+    y, x = np.mgrid[:900, :1300]
+    pixels = np.full((900, 1300, 3), 243, np.uint8)
+    pixels[100:800, 100:1200] = np.stack([222 + y % 17, 170 + x % 23, 200 + (x + y) % 13], axis=-1)[100:800, 100:1200]
+    for number, colour in enumerate(planted.MARKS.values()):
+        pixels[200:600, 150 + 350 * number : 450 + 350 * number] = colour
+    mask = find_tissue(ArraySlide(pixels, Mpp.square(1.0))).mask
+    for number in range(3):
+        assert mask[26:74, (160 + 350 * number) // 8 : (440 + 350 * number) // 8].all(), list(planted.MARKS)[number]
