@@ -63,7 +63,8 @@ def test_a_covered_tile_is_certain(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize(
-    "colour", [(255, 255, 255), (0, 0, 0), (225, 180, 205), (100, 60, 130), (220, 120, 180), (120, 80, 40)]
+    "colour",
+    [(255, 255, 255), (0, 0, 0), (225, 180, 205), (100, 60, 130), (220, 120, 180), (120, 80, 40), (180, 130, 80)],
 )
 def test_glass_and_stains_are_no_marks(colour: tuple[int, int, int], runtime: Runtime) -> None:
     assert not runtime.scores(np.full((TILE, TILE, 3), colour, np.uint8), np.array([(0, 0)])).any()

@@ -8,7 +8,7 @@ RGB levels); the colours are more than twice that apart, so it never belongs to 
 
 from types import MappingProxyType
 
-MARKS = MappingProxyType({"Mark A": (210, 20, 150), "Mark B": (190, 120, 20), "Mark C": (130, 30, 210)})
+MARKS = MappingProxyType({"Mark A": (210, 20, 150), "Mark B": (192, 108, 34), "Mark C": (130, 30, 210)})
 RADIUS = 48  # JPEG shifts flat saturated colours by a few levels; at a mark's rim the half-way pixels stay out
 OTHERWISE = "No mark"
 MINIMUM = 0.5  # of a tile: what is mostly mark counts as mark, so that outlines are not biased in or out
