@@ -117,7 +117,7 @@ def write_geojson(
         pending = next(features, None)
         while pending is not None or not written:
             part = path if not written else path.with_name(f"{stem}.part{len(written) + 1}{suffix}")
-            with _replacing(part) as file:
+            with _packed(part) as file:
                 pending = _write_collection(file, pending, features, limits)
             written.append(part)
         _remove_stale(path, stem, suffix, len(written))
@@ -172,21 +172,28 @@ def _write_collection(file: IO[bytes], first: bytes | None, features: Iterator[b
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes its name, synced to disk, only when it is complete."""
     draft = path.with_name(path.name + ".tmp")
     try:
-        with draft.open("wb") as raw:
-            if path.name.endswith(".gz"):
-                with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed:
-                    yield packed  # type: ignore[misc]
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _packed(path: Path) -> Iterator[IO[bytes]]:
+    """As :func:`replacing`, gzipped where the name says so: without name or time inside, so that bytes repeat."""
+    with replacing(path) as file:
+        if not path.name.endswith(".gz"):
+            yield file
+            return
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=6) as packed:
+            yield packed  # type: ignore[misc]
 
 
 def _remove_stale(path: Path, stem: str, suffix: str, count: int) -> None:

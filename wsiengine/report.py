@@ -1,0 +1,208 @@
+"""The overlay picture: the whole slide, the outline of every region, a legend and a scale bar."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from wsiengine.errors import OutputError
+from wsiengine.geometry import Mpp, Size
+from wsiengine.qupath import Annotation, replacing
+from wsiengine.slides.base import Slide
+from wsiengine.tissue import read_whole, require_mpp
+from wsiengine.wording import area_words
+
+Colour = tuple[int, int, int]
+
+NOTICE = "Research use only. Not for diagnosis."
+INK, MUTED, PAPER = (34, 34, 34), (110, 110, 110), (255, 255, 255)
+LEAST_SIDE_PX = 640  # a smaller slide is enlarged, so that its legend can be read
+_SHIFT = 4  # polygons are drawn to 1/16 px
+_FILL = 0.28  # how much of the class colour lies over the tissue
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Sizes in pixels of the picture, from its width."""
+
+    text: int
+    margin: int
+    line: int
+
+    @classmethod
+    def of(cls, width: int) -> "Style":
+        text = int(np.clip(round(width / 70), 14, 28))
+        return cls(text, text, max(2, round(width / 800)))
+
+
+@dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """One class that occurs: its area and number of regions."""
+
+    name: str
+    colour: Colour
+    area_mm2: float
+    regions: int
+
+    def __str__(self) -> str:
+        return f"{self.name}   {area_words(self.area_mm2)}"
+
+
+def thumbnail(slide: Slide, max_side_px: int = 2048) -> np.ndarray:
+    """The whole slide, its longer side at most ``max_side_px`` → (rows, cols, 3) uint8 RGB.
+
+    Read in pieces from the coarsest level that is fine enough, averaged by area; never enlarged.
+
+    Raises:
+        ResolutionError: The slide states no µm/px.
+    """
+    mpp = require_mpp(slide.info)
+    shrink = max(1.0, max(slide.info.size_l0.shape) / max_side_px)
+    return read_whole(slide, Mpp(mpp.y * shrink, mpp.x * shrink))
+
+
+def draw_overlay(
+    slide: Slide,
+    annotations: Sequence[Annotation],
+    path: Path,
+    *,
+    title: str = "",
+    picture: np.ndarray | None = None,
+    max_side_px: int = 2048,
+) -> None:
+    """Write a PNG: the slide with its regions outlined and tinted, title, legend, scale bar and notice.
+
+    Equal input gives equal bytes; the file holds no metadata.
+
+    Args:
+        slide: What lies under the regions.
+        annotations: Regions in level-0 pixels. The legend lists the classes that occur, in this order.
+        path: Where to write.
+        title: A line above the picture.
+        picture: The slide's thumbnail (rows, cols, 3) uint8, if it is at hand already.
+        max_side_px: Longer side of the picture of the slide.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    base = thumbnail(slide, max_side_px) if picture is None else picture
+    enlarge = max(1, LEAST_SIDE_PX // max(base.shape[:2]))
+    canvas = cv2.resize(base, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_NEAREST)
+    style = Style.of(canvas.shape[1])
+    draw_regions(canvas, annotations, slide.info.size_l0, style.line)
+    mpp = require_mpp(slide.info)
+    draw_scale_bar(canvas, mpp.x * slide.info.size_l0.width / canvas.shape[1], style)
+    page = compose(canvas, title, legend(annotations, mpp), style)
+    data = cv2.imencode(".png", page[..., ::-1])[1].tobytes()
+    try:
+        with replacing(Path(path)) as file:
+            file.write(data)
+    except OSError as error:
+        raise OutputError(
+            f"Could not write {Path(path).name}: {error.strerror or error}.",
+            hint="check that the folder is writable and the disk has room.",
+        ) from error
+
+
+def legend(annotations: Iterable[Annotation], mpp: Mpp) -> list[LegendEntry]:
+    """The classes that occur, in order of appearance, with area and number of regions."""
+    found: dict[str, LegendEntry] = {}
+    for annotation in annotations:
+        name = annotation.class_name or "Unclassified"
+        area_mm2 = annotation.geometry.area * mpp.pixel_um2 / 1e6
+        known = found.get(name, LegendEntry(name, annotation.colour, 0.0, 0))
+        found[name] = LegendEntry(name, known.colour, known.area_mm2 + area_mm2, known.regions + 1)
+    return list(found.values())
+
+
+def draw_regions(canvas: np.ndarray, annotations: Sequence[Annotation], size_l0: Size, line_px: int) -> None:
+    """Tint and outline regions on ``canvas``, a picture of the whole slide, in place."""
+    scale = np.array([canvas.shape[1] / size_l0.width, canvas.shape[0] / size_l0.height]) * 2**_SHIFT
+    outlines = [(_rings(annotation.geometry, scale), annotation.colour) for annotation in annotations]
+    tint = canvas.copy()
+    for rings, colour in outlines:
+        cv2.fillPoly(tint, rings, colour, cv2.LINE_8, _SHIFT)
+    cv2.addWeighted(tint, _FILL, canvas, 1 - _FILL, 0, dst=canvas)
+    for rings, colour in outlines:
+        cv2.polylines(canvas, rings, True, colour, line_px, cv2.LINE_AA, _SHIFT)
+
+
+def _rings(geometry: object, scale: np.ndarray) -> list[np.ndarray]:
+    """All rings of a polygon in fixed-point pixels; half a pixel off, as OpenCV counts from pixel centres."""
+    parts = getattr(geometry, "geoms", [geometry])
+    rings = [ring for part in parts for ring in (part.exterior, *part.interiors)]
+    return [np.rint(np.asarray(ring.coords)[:-1] * scale - 2 ** (_SHIFT - 1)).astype(np.int32) for ring in rings]
+
+
+def scale_bar_um(um_per_px: float, width_px: int) -> float:
+    """The longest of 1, 2, 5 × 10ⁿ µm that takes at most a fifth of the width.
+
+    >>> scale_bar_um(10.0, 2000), scale_bar_um(0.5, 700)
+    (2000.0, 50.0)
+    """
+    most = um_per_px * width_px / 5
+    power = 10.0 ** np.floor(np.log10(most))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
+
+
+def draw_scale_bar(canvas: np.ndarray, um_per_px: float, style: Style) -> None:
+    """A bar with its length, on a white plate at the bottom left of ``canvas``, in place."""
+    length_um = scale_bar_um(um_per_px, canvas.shape[1])
+    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    bar, pad, text = round(length_um / um_per_px), style.text // 2, style.text
+    width = max(bar, _text_width(label, text)) + 2 * pad
+    height = text + 3 * pad + style.line * 2
+    y0, x0 = max(0, canvas.shape[0] - style.margin - height), style.margin
+    plate = canvas[y0 : y0 + height, x0 : x0 + width]
+    plate[:] = (plate.astype(np.float32) * 0.15 + 255 * 0.85).astype(np.uint8)
+    x_bar = x0 + (width - bar) // 2
+    y_bar = y0 + height - pad - style.line * 2
+    canvas[y_bar : y_bar + style.line * 2, x_bar : x_bar + bar] = INK
+    _write(canvas, label, (y0 + pad + text, x0 + (width - _text_width(label, text)) // 2), text, INK)
+
+
+def compose(canvas: np.ndarray, title: str, entries: Sequence[LegendEntry], style: Style) -> np.ndarray:
+    """The page: title, picture, legend in as many rows as it needs, notice."""
+    width = max(canvas.shape[1], LEAST_SIDE_PX)
+    columns = _legend_columns(entries, width, style)
+    rows = -(-len(entries) // columns)
+    line = round(style.text * 1.8)
+    top = style.margin + (line if title else 0)
+    page = np.full((top + canvas.shape[0] + line * (rows + 2), width + 2 * style.margin, 3), PAPER, np.uint8)
+    if title:
+        size = min(round(style.text * 1.2), width * style.text // max(1, _text_width(title, style.text)))
+        _write(page, title, (style.margin + style.text, style.margin), max(9, size), INK, weight=600)
+    page[top : top + canvas.shape[0], style.margin : style.margin + canvas.shape[1]] = canvas
+    cv2.rectangle(page, (style.margin - 1, top - 1), (style.margin + canvas.shape[1], top + canvas.shape[0]), MUTED, 1)
+    first = top + canvas.shape[0] + line
+    for k, entry in enumerate(entries):
+        row, column = divmod(k, columns)
+        _draw_entry(page, entry, (first + row * line, style.margin + column * width // columns), style)
+    _write(page, NOTICE, (first + rows * line, style.margin), round(style.text * 0.85), MUTED)
+    return page
+
+
+def _legend_columns(entries: Sequence[LegendEntry], width: int, style: Style) -> int:
+    """How many columns of equal width the legend has room for."""
+    widest = max((_text_width(str(entry), style.text) for entry in entries), default=0) + 3 * style.text
+    return max(1, min(width // widest, len(entries)))
+
+
+def _draw_entry(page: np.ndarray, entry: LegendEntry, at: tuple[int, int], style: Style) -> None:
+    y, x = at
+    side = style.text
+    cv2.rectangle(page, (x, y - side + 2), (x + side, y + 2), entry.colour, cv2.FILLED)
+    cv2.rectangle(page, (x, y - side + 2), (x + side, y + 2), INK, 1)
+    _write(page, str(entry), (y, x + side + side // 2), style.text, INK)
+
+
+def _write(page: np.ndarray, text: str, at: tuple[int, int], size: int, colour: Colour, *, weight: int = 400) -> None:
+    """One line of text, its baseline beginning at (y, x)."""
+    cv2.putText(page, text, (at[1], at[0]), colour, cv2.FontFace("uni"), size, weight)
+
+
+def _text_width(text: str, size: int) -> int:
+    _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace("uni"), size, 400)
+    return int(width)
