@@ -27,6 +27,7 @@ from wsiengine.training.sampling import Batch, Sampler
 from wsiengine.training.scoring import Predict
 
 MPP = 1.0
+CHECKPOINT_EVERY = 200
 BACKBONE = Path("weights") / "mobilenet_v2_1.0_224_int8_ptq.tflite"
 
 
@@ -174,7 +175,7 @@ class _Trainer:
         self.iteration = iteration + 1
         if self.iteration % 50 == 0 or self.iteration == self.recipe.iterations:
             self._log()
-        if self.iteration % 200 == 0:
+        if self.iteration % CHECKPOINT_EVERY == 0:
             self._save()
 
     def _loss(self, batch: Batch) -> tuple[Tensor, tuple[float, float, float]]:

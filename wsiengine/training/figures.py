@@ -119,3 +119,27 @@ def best_temperature(scores: Scores) -> float:
         return float(-np.sum(weight * np.log(np.maximum(probability, 1e-12))))
 
     return float(grid[np.argmin([loss(t) for t in grid])])
+
+
+def uncertain_below(scores: Scores, temperature: float, *, reject: float = 0.1) -> dict[str, Any]:
+    """The probability under which a diagnosis is called uncertain: it rejects ``reject`` of held-out tiles.
+
+    Every case weighs the same. Never below 0.5: there, no class is likelier than not.
+    """
+    rows = diagnosed(scores)
+    _, of_row, size = np.unique(rows.column("case"), return_inverse=True, return_counts=True)
+    weight = 1 / size[of_row]
+    claimed = softmax(rows.logits / temperature).max(axis=1)
+    order = np.argsort(claimed)
+    share = np.cumsum(weight[order]) / weight.sum()
+    below = float(np.clip(np.round(claimed[order][np.searchsorted(share, reject)], 2), 0.5, 0.7))
+    right = rows.logits.argmax(axis=1) == rows.labels
+    sure = claimed >= below
+    return {
+        "below": below,
+        "rejected": round(float(np.average(~sure, weights=weight)), 3),
+        "right_above": round(float(np.average(right[sure], weights=weight[sure])), 3),
+        "right_below": round(float(np.average(right[~sure], weights=weight[~sure])), 3) if (~sure).any() else None,
+        "cases": len(size),
+        "tiles": len(claimed),
+    }

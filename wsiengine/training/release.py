@@ -13,14 +13,19 @@ from typing import Any
 
 from wsiengine.classes import COLOURS
 from wsiengine.training.crc5 import MPP, Recipe, load_trained
-from wsiengine.training.data import CLASSES, MPP_YX
+from wsiengine.training.data import CLASSES, MPP_YX, POLYP, Field, read_fields
 from wsiengine.training.export import export_onnx
-from wsiengine.training.figures import GATE_MINIMUM
+from wsiengine.training.figures import GATE_MINIMUM, best_temperature, false_diagnosis, uncertain_below
 from wsiengine.training.mobilenet import CELL_OFFSET_PX, STRIDE_PX
-from wsiengine.training.scoring import TILE_PX
+from wsiengine.training.scoring import TILE_PX, load_scores
+from wsiengine.training.validate import summary
 
 VERSION = "1.0"
 GRADES = ("Adenocarcinoma well", "Adenocarcinoma moderate", "Adenocarcinoma poor")
+_FINDING = {
+    "Adenocarcinoma moderate": "moderately differentiated",
+    "Adenocarcinoma poor": "poorly differentiated",
+}
 _THIRD = -math.log(len(GRADES))
 ROWS = ((0, 0.0), (1, 0.0), *((2, _THIRD) for _ in GRADES))
 """Class of the file -> trained class and constant: without evidence on grade, each takes a third of carcinoma."""
@@ -42,8 +47,7 @@ def write_model(run: Path, folder: Path, figures: dict[str, Any]) -> None:
     Args:
         run: The training's folder.
         folder: The model's folder.
-        figures: ``held_out`` (see :func:`wsiengine.training.figures.table`), ``temperature``, ``uncertain_below``,
-            ``false_diagnosis`` and how each was obtained.
+        figures: What :func:`gather` found.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe.read(run / "recipe.json")
@@ -71,7 +75,7 @@ def card(recipe: Recipe, figures: dict[str, Any], folder: Path) -> dict[str, Any
         "halo_px": 0,
         "dense": {"block_px": 1024, "halo_px": 256, "offset_px": CELL_OFFSET_PX},
         "gate": {"minimum": GATE_MINIMUM, "otherwise": "No epithelium"},
-        "uncertain": {"below": figures["uncertain_below"], "name": "Uncertain"},
+        "uncertain": {"below": figures["uncertain"]["below"], "name": "Uncertain"},
         "resources": [_resource(folder / name) for name in ("crc5.onnx", "figures.json")],
         "precision": {"weights": "float16 (backbone)", "arithmetic": "float32", "against_torch": "1e-4 in logits"},
         "licence": _LICENCE,
@@ -127,14 +131,54 @@ def _resource(file: Path) -> dict[str, str]:
     return {"file": file.name, "sha256": sha256(file.read_bytes()).hexdigest()}
 
 
+def gather(fields: list[Field], recipe: Recipe, held_out: list[Path], out_of_fold: list[Path]) -> dict[str, Any]:
+    """All that the card says about evidence.
+
+    Args:
+        fields: All labelled fields.
+        recipe: Of the network to be bundled.
+        held_out: Its scores of fields that it was not trained on.
+        out_of_fold: Scores by sibling networks of the fields that it *was* trained on; they set the temperature and the
+            uncertain rule. Empty: neither is set.
+    """
+    scores = load_scores(held_out, fields)
+    windows = load_scores([f.with_suffix(".windows.npz") for f in held_out], fields)
+    temperature, uncertain = 1.0, {"below": 0.5}
+    if out_of_fold:
+        siblings = load_scores(out_of_fold, fields)
+        temperature = round(best_temperature(siblings), 3)
+        uncertain = uncertain_below(siblings, temperature)
+    trained = [f for f in fields if f.fold in recipe.folds and f.source in recipe.sources]
+    return {
+        "split": f"folds {_list({f.fold for f in scores.fields})}, trained on {_list(set(recipe.folds))}",
+        "held_out": summary(scores, temperature),
+        "false_diagnosis": false_diagnosis(windows),
+        "temperature": temperature,
+        "uncertain": uncertain,
+        "trained": {name: _count([f for f in trained if f.label == name]) for name in (*CLASSES, POLYP)},
+        "graded_cases": {g: _count([f for f in trained if f.finding == _FINDING.get(g)])["cases"] for g in GRADES},
+    }
+
+
+def _count(fields: list[Field]) -> dict[str, int]:
+    return {"cases": len({f.case for f in fields}), "images": len(fields)}
+
+
+def _list(folds: set[int]) -> str:
+    return ", ".join(map(str, sorted(folds)))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wsiengine.training.release", description="Bundle a training.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the training")
-    parser.add_argument("--figures", type=Path, required=True, help="what benchmarks/crc5_evaluate.py found")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds crc/")
+    parser.add_argument("--held-out", type=Path, nargs="+", required=True, help="its scores (validate score)")
+    parser.add_argument("--out-of-fold", type=Path, nargs="*", default=[], help="scores by siblings, for calibration")
     parser.add_argument("--to", type=Path, required=True, help="folder of the model")
     asked = parser.parse_args(arguments)
-    write_model(asked.run, asked.to, json.loads(asked.figures.read_text(encoding="utf-8")))
+    recipe = Recipe.read(asked.run / "recipe.json")
+    write_model(asked.run, asked.to, gather(read_fields(asked.data), recipe, asked.held_out, asked.out_of_fold))
 
 
 if __name__ == "__main__":

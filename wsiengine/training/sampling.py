@@ -64,8 +64,8 @@ class Sampler:
             is_polyp = p.field.label == POLYP
             branch = self._tree["Normal" if is_polyp else p.field.label]
             branch[POLYP if is_polyp else p.field.source][p.field.case].append(i)
-        bare = [np.count_nonzero(p.mask == 0) if p.mask is not None else 0 for p in self._pixels]
-        self._bare = np.cumsum(bare)
+        bare = [0 if p.mask is None else int((p.mask == 0).sum()) for p in self._pixels]
+        self._bare = np.cumsum(np.array(bare))
 
     def batch(self, iteration: int, size: int, side_px: int) -> Batch:
         """The batch of an iteration: always the same one."""

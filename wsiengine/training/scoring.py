@@ -7,10 +7,12 @@ scores and tests the gate instead.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from wsiengine.errors import WsiError
 from wsiengine.training.data import CLASSES, Field, load
 
 TILE_PX = 224
@@ -38,6 +40,11 @@ class Scores:
     epithelium: np.ndarray
     drawn: np.ndarray
 
+    def save(self, file: Path) -> None:
+        """Write as ``.npz``; :func:`load_scores` reads it."""
+        images = np.array([f"{f.source}/{f.image.parent.name}/{f.image.name}" for f in self.fields])
+        np.savez_compressed(file, images=images, logits=self.logits, epithelium=self.epithelium, drawn=self.drawn)
+
     def column(self, name: str) -> np.ndarray:
         """An attribute of each tile's field, as an array."""
         return np.array([str(getattr(f, name)) for f in self.fields])
@@ -60,6 +67,23 @@ class Scores:
         logits = [np.bincount(of_row, self.logits[:, c] * weight) / total for c in range(self.logits.shape[1])]
         means = [np.bincount(of_row, column) / np.bincount(of_row) for column in (self.epithelium, self.drawn)]
         return Scores(tuple(self.fields[i] for i in first), np.stack(logits, axis=1), means[0], means[1])
+
+
+def load_scores(files: Iterable[Path], fields: Iterable[Field]) -> Scores:
+    """Scores of one or more files, one after the other.
+
+    Raises:
+        WsiError: A file holds an image that ``fields`` does not, or two files hold the same one.
+    """
+    known = {f"{f.source}/{f.image.parent.name}/{f.image.name}": f for f in fields}
+    parts = [np.load(file) for file in files]
+    sets = [set(part["images"].tolist()) for part in parts]
+    names = set().union(*sets)
+    if len(names) < sum(map(len, sets)) or not names <= known.keys():
+        raise WsiError("scores of images that are unknown or there twice", hint="give one file per held-out fold")
+    logits, epithelium, drawn = (np.concatenate([p[k] for p in parts]) for k in ("logits", "epithelium", "drawn"))
+    images = np.concatenate([part["images"] for part in parts])
+    return Scores(tuple(known[i] for i in images.tolist()), logits, epithelium, drawn)
 
 
 def score(fields: Iterable[Field], predict: Predict, mpp: float, *, edit: Callable = lambda tiles: tiles) -> Scores:

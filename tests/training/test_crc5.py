@@ -1,0 +1,169 @@
+"""The recipe: learns, resumes as if never interrupted, refuses another recipe's folder; scores, figures and card."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.fields import write_sets
+from wsiengine.errors import OutputConflict, WsiError
+from wsiengine.models.card import load_card
+from wsiengine.models.runtime import Runtime
+from wsiengine.training import crc5, export, figures, mobilenet, release, scoring, validate
+from wsiengine.training.data import read_fields
+
+TINY = crc5.Recipe(folds=(1,), iterations=4, batches=(4, 2), sides_px=(64, 96), frozen_blocks=1, threads=1)
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    return read_fields(write_sets(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A narrow network that starts from chance instead of ImageNet."""
+
+    class Narrow(mobilenet.CellNet):
+        def __init__(self, classes, width=0.25):
+            super().__init__(classes, width)
+
+    monkeypatch.setattr(crc5, "CellNet", Narrow)
+    monkeypatch.setattr(mobilenet.MobileNetV2, "load_imagenet", lambda self, path: None)
+
+
+@pytest.fixture
+def trained(fields, small, tmp_path):
+    crc5.train(fields, TINY, backbone=None, out=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(fields, small, trained, tmp_path, monkeypatch):
+    whole = torch.load(trained / "model.pt", weights_only=True)
+    save = crc5._Trainer._save
+    monkeypatch.setattr(crc5, "CHECKPOINT_EVERY", 2)
+
+    def save_and_stop(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crc5._Trainer, "_save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        crc5.train(fields, TINY, backbone=None, out=tmp_path / "again")
+    monkeypatch.setattr(crc5._Trainer, "_save", save)
+    crc5.train(fields, TINY, backbone=None, out=tmp_path / "again")
+    resumed = torch.load(tmp_path / "again" / "model.pt", weights_only=True)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    logged = [json.loads(line) for line in (tmp_path / "again" / "log.jsonl").read_text().splitlines()]
+    assert logged[-1]["iteration"] == 4
+
+
+def test_another_recipes_folder_is_refused(fields, small, trained):
+    with pytest.raises(OutputConflict, match="another recipe"):
+        crc5.train(fields, replace(TINY, seed=1), backbone=None, out=trained)
+    assert crc5.Recipe.read(trained / "recipe.json") == TINY
+
+
+def test_training_fits_a_few_fields(fields, small, tmp_path):
+    recipe = replace(TINY, iterations=60, small_until=1.0, batches=(8, 8), frozen_blocks=0, rate=3e-3)
+    crc5.train(fields, recipe, backbone=None, out=tmp_path / "run")
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert logged[-1]["gate_loss"] < 0.68  # below ln 2: it tells discs from the ground
+
+
+def test_a_case_of_the_training_is_never_scored(fields, small, trained):
+    with pytest.raises(WsiError, match="in training and in test"):
+        validate.score_run(trained, fields, {1}, {"ebhi"})
+
+
+def test_scores_go_to_a_file_and_back(fields, small, trained, tmp_path):
+    tiles, windows = validate.score_run(trained, fields, {0}, {"ebhi", "lc25000"})
+    tiles.save(tmp_path / "a.npz")
+    again = scoring.load_scores([tmp_path / "a.npz"], fields)
+    assert again.fields == tiles.fields
+    np.testing.assert_array_equal(again.logits, tiles.logits)
+    assert len(windows.fields) == len(windows.epithelium)
+    with pytest.raises(WsiError, match="unknown or there twice"):
+        scoring.load_scores([tmp_path / "a.npz", tmp_path / "a.npz"], fields)
+
+
+def test_the_bundle_is_a_model_that_the_engine_runs(fields, small, trained, tmp_path):
+    tiles, windows = validate.score_run(trained, fields, {0}, {"ebhi", "glas", "lc25000"})
+    tiles.save(tmp_path / "a.npz")
+    windows.save(tmp_path / "a.windows.npz")
+    found = release.gather(fields, TINY, [tmp_path / "a.npz"], [])
+    release.write_model(trained, tmp_path / "model", found)
+    card = load_card(tmp_path / "model" / "card.json")
+    assert [c.name for c in card.map_classes] == ["Normal", "Adenoma", "Adenocarcinoma"]
+    assert card.classes[2].evidence["cases_tested"] == 0
+    assert "--folds 1" in card.training_command
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 448, 3), dtype=np.uint8)
+    scores = Runtime(card, device="cpu").scores(pixels, np.array([[0, 0], [0, 224]]))
+    network = export.widened(crc5.load_trained(trained))
+    logits, epithelium = crc5.predictor(network)(np.stack([pixels[:, :224], pixels[:, 224:]]))
+    np.testing.assert_allclose(scores[:, :2], logits[:, :2], atol=1e-4)
+    np.testing.assert_allclose(scores[:, 5], epithelium, atol=1e-4)
+
+
+def _scores(fields, logits, epithelium, drawn):
+    return scoring.Scores(tuple(fields), np.array(logits, float), np.array(epithelium, float), np.array(drawn, float))
+
+
+def test_figures_leave_out_what_has_no_diagnosis(fields):
+    normal = next(f for f in fields if f.label == "Normal" and f.source == "ebhi")
+    cancer = next(f for f in fields if f.label == "Adenocarcinoma" and f.source == "lc25000")
+    polyp = next(f for f in fields if f.label == "Polyp")
+    scores = _scores(
+        [normal, normal, cancer, cancer, polyp],
+        [[3, 0, 0], [0, 0, 3], [0, 0, 3], [0, 0, 3], [0, 3, 0]],
+        [0.9, 0.9, 0.9, 0.1, 0.9],
+        [0.5, 0.1, np.nan, np.nan, 0.5],
+    )
+    found = figures.table(scores)
+    assert found["all"]["confusion"] == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]  # shut by the gate: wrong
+    assert found["all"]["balanced_accuracy"] == 0.75
+    assert found["ebhi"]["rows"] == 1
+    assert found["all"]["classes"]["Adenocarcinoma"]["recall"] == 0.5
+
+
+def test_images_are_joined_by_epithelium(fields):
+    scores = _scores([fields[0]] * 2, [[4, 0, 0], [0, 4, 0]], [0.3, 0.9], [0.2, 0.4])
+    image = scores.by_field()
+    np.testing.assert_allclose(image.logits, [[1, 3, 0]])
+    np.testing.assert_allclose(image.drawn, [0.3])
+
+
+def test_temperature_undoes_overconfidence(fields):
+    """Right in 3 of 4 cases with logits that claim more than 0.99."""
+    chosen = [f for f in fields if f.label == "Normal"][:4]
+    logits = [[6.0, 0, 0], [6.0, 0, 0], [6.0, 0, 0], [0, 6.0, 0]]
+    scores = _scores(chosen, logits, [1] * 4, [1] * 4)
+    temperature = figures.best_temperature(scores)
+    claimed = figures.softmax(scores.logits / temperature).max(axis=1)
+    assert claimed == pytest.approx(0.75, abs=0.03)
+    rule = figures.uncertain_below(scores, temperature)
+    assert rule["below"] == 0.7
+
+
+def test_false_diagnoses_are_counted(fields):
+    windows = _scores(fields[:1] * 3 + fields[1:2], np.zeros((4, 3)), [0.1, 0.3, 0.1, 0.5], [0] * 4)
+    found = figures.false_diagnosis(windows)
+    assert found == {"rate": 0.5, "rate_mean_over_cases": 0.667, "cases": 2, "windows": 4}
+    assert figures.false_diagnosis(windows.where(np.zeros(4, bool)))["rate"] is None
+
+
+def test_windows_without_epithelium_have_none(fields):
+    seen = []
+
+    def predict(tiles):
+        seen.append(tiles)
+        return np.zeros((len(tiles), 3)), np.zeros(len(tiles))
+
+    chosen = [f for f in fields if f.source == "glas"]
+    windows = scoring.negative_windows(chosen, predict, 0.31)
+    assert 0 < len(windows.fields) == sum(map(len, seen))
+    assert all(tiles.shape[1:] == (224, 224, 3) for tiles in seen)
+    dark = np.concatenate(seen).astype(int)[:, 48:176, 48:176].sum(axis=3) < 330
+    assert dark.mean() < 0.03  # the drawn discs are dark
