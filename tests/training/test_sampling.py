@@ -1,4 +1,4 @@
-"""Random tiles: the same for the same seed, balanced, with the mask moved as the pixels are; stains that stay stains."""
+"""Random tiles: the same for the same seed, balanced, masks moved as pixels are; stains that stay stains."""
 
 import cv2
 import numpy as np
