@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--mpp", type=float, default=0.25, help="µm per level-0 pixel")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--zone-um", type=float, default=8 * 224.0, help="least side of a zone")
-    parser.add_argument("--compression", default="jpeg", choices=["jpeg", "jpeg2000", "deflate", "none"])
+    parser.add_argument("--compression", default="jpeg", choices=["jpeg", "jpeg2000", "deflate"])
     options = parser.parse_args()
     data = os.environ.get("WSIENGINE_DATA")
     if not data:

@@ -10,7 +10,7 @@ from wsiengine.slides.base import LevelReader, Slide, SlideInfo
 from wsiengine.slides.flat import open_flat
 from wsiengine.slides.refusal import refusal
 from wsiengine.slides.sources import is_url, open_source
-from wsiengine.slides.tiff import MAGICS, parse_tiled
+from wsiengine.slides.tiff import MAGICS, first_page_is_the_slide, parse_tiled
 from wsiengine.slides.whole import WholeSlide
 
 __all__ = ["Slide", "SlideInfo", "open_slide"]
@@ -89,7 +89,10 @@ def _direct(path: str) -> LevelReader | None:
 def _openslide(path: str) -> LevelReader | None:
     from wsiengine.slides.openslide import OpenSlideReader
 
-    return OpenSlideReader(path) if _vendor(path) else None
+    vendor = _vendor(path)
+    if vendor is None or (vendor == "generic-tiff" and not first_page_is_the_slide(path)):
+        return None
+    return OpenSlideReader(path)
 
 
 def _flat(path: str) -> LevelReader | None:

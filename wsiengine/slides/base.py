@@ -22,17 +22,27 @@ def levels_of(sizes: Sequence[Size]) -> tuple[Level, ...]:
     """Levels from their sizes, the full one first.
 
     Writers round level sizes, so that the ratio of sizes is not the downsample (11,952 / 2,988 = 4, 10,249 / 2,562 =
-    4.0004). Where one integer explains both sides it is taken.
+    4.0004). Where an integer explains both sides it is taken: in doubt a power of two, or a multiple of the level
+    before, or the nearest.
     """
-    return tuple(Level(size, _downsample(sizes[0], size)) for size in sizes)
+    levels: list[Level] = []
+    for size in sizes:
+        levels.append(Level(size, _downsample(sizes[0], size, levels[-1].downsample[0] if levels else 1)))
+    return tuple(levels)
 
 
-def _downsample(full: Size, size: Size) -> tuple[float, float]:
+def _downsample(full: Size, size: Size, before: float) -> tuple[float, float]:
     ratio_y, ratio_x = full.height / size.height, full.width / size.width
-    whole = max(1, round(math.sqrt(ratio_y * ratio_x)))
-    if abs(full.height - whole * size.height) < whole and abs(full.width - whole * size.width) < whole:
-        return float(whole), float(whole)
-    return ratio_y, ratio_x
+    ratio = math.sqrt(ratio_y * ratio_x)
+    explains = [
+        whole
+        for whole in range(max(1, math.floor(ratio * 0.9)), math.ceil(ratio * 1.1) + 1)
+        if abs(full.height - whole * size.height) < whole and abs(full.width - whole * size.width) < whole
+    ]
+    if not explains:
+        return ratio_y, ratio_x
+    best = min(explains, key=lambda whole: (whole & (whole - 1) != 0, whole % before != 0, abs(whole - ratio)))
+    return float(best), float(best)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,8 @@ def _check_jpeg(packed: bytes) -> None:
 
 
 def _jpeg2000(packed: bytes, table: TileTable, canvas: np.ndarray) -> np.ndarray:
+    if not packed.rstrip(b"\0").endswith(b"\xff\xd9"):  # OpenJPEG would decode what is there, and not say
+        raise ValueError("damaged JPEG 2000 stream (no end)")
     pixels = imagecodecs.jpeg2k_decode(packed)
     if pixels.shape != canvas.shape or pixels.dtype != np.uint8:
         raise ValueError(f"a tile of {canvas.shape} uint8 was announced, {pixels.shape} {pixels.dtype} came")

@@ -76,7 +76,9 @@ def _open_tiff(path: str) -> FlatReader | None:
                 return None
             pixels = page.asarray()
             mpp = page_resolution(page)
-    except (tifffile.TiffFileError, RuntimeError, ValueError, IndexError) as error:
+    except tifffile.TiffFileError:
+        return None  # what is wrong with its structure is said by the refusal
+    except (RuntimeError, ValueError, IndexError) as error:
         raise UnreadableSlide(
             f"{path} cannot be decoded: {error}.", hint="the file is damaged: copy it again from its origin."
         ) from error

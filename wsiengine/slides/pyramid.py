@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +23,7 @@ class PyramidLayout:
         tile_px: Side of a tile, a multiple of 16.
         quality: JPEG quality, 1 to 100; for JPEG 2000 the PSNR in dB, 0 for lossless.
         downsamples: Of the levels; the first is 1, each is a whole multiple of the one before.
-        compression: "jpeg" (YCbCr, 4:2:0), "jpeg2000" (RGB), "deflate" or "none".
+        compression: "jpeg" (YCbCr, 4:2:0), "jpeg2000" (RGB) or "deflate" (lossless).
         svs: Describe it as Aperio does, so that readers of SVS take it for one.
         objective: Magnification to state; derived from the µm/px where None.
     """
@@ -62,6 +62,8 @@ def write_pyramid(
         layout: How the pixels lie in the file.
     """
     layout = layout or PyramidLayout()
+    fitting = tuple(d for d in layout.downsamples if d <= max(1, min(size.shape)))
+    layout = replace(layout, downsamples=fitting)  # no level without pixels
     mpp = mpp if isinstance(mpp, Mpp) else Mpp.square(mpp)
     if layout.svs and mpp.y != mpp.x:
         raise ValueError(f"an SVS file states one µm/px for both axes, not {mpp}: write it with svs=False")
@@ -156,7 +158,7 @@ def _area_mean(rows: np.ndarray, step: int, width: int) -> np.ndarray:
 
 
 def _shrink(size: Size, downsample: int) -> Size:
-    return Size(max(1, size.height // downsample), max(1, size.width // downsample))
+    return Size(size.height // downsample, size.width // downsample)
 
 
 def _encoded_row(rows: np.ndarray, layout: PyramidLayout) -> Iterator[bytes]:
@@ -183,9 +185,8 @@ _ENCODERS: dict[str, Callable[[np.ndarray, int], bytes]] = {
     "jpeg": _jpeg,
     "jpeg2000": _jpeg2000,
     "deflate": lambda tile, _: bytes(imagecodecs.zlib_encode(tile.tobytes(), 1)),
-    "none": lambda tile, _: tile.tobytes(),
 }
-_TIFF_NAMES = {"jpeg": "jpeg", "jpeg2000": "aperio_jp2000_rgb", "deflate": "adobe_deflate", "none": None}
+_TIFF_NAMES = {"jpeg": "jpeg", "jpeg2000": "aperio_jp2000_rgb", "deflate": "adobe_deflate"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def _tiff_refusal(path: str) -> SlideError:
             depth, kind = series.dtype.itemsize * 8, series.dtype.kind
     except (tifffile.TiffFileError, RuntimeError, ValueError, IndexError, KeyError):
         return UnreadableSlide(
-            f"{path} is a TIFF file whose table of contents cannot be read: it lies beyond the file's end or is damaged.",
+            f"{path} is a TIFF file whose table of contents is damaged or lies beyond the file's end.",
             hint="the file looks truncated: copy it again from its origin.",
         )
     stack = [f"{count} {_AXES.get(axis, 'images')}" for axis, count in sizes.items() if axis not in "YX" and count > 1]

@@ -2,8 +2,9 @@
 
 import logging
 import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,13 +135,17 @@ def open_tiff(path: str) -> Iterator[tifffile.TiffFile]:
     Raises:
         tifffile.TiffFileError: It is no TIFF, or its structure is broken.
     """
-    if is_url(path):
-        files, name = _filesystem(path)
-        with files.open(name, "rb") as handle, tifffile.TiffFile(handle, name=Path(name).name) as tiff:
+    with ExitStack() as stack:
+        try:
+            if is_url(path):
+                files, name = _filesystem(path)
+                handle = stack.enter_context(files.open(name, "rb"))
+                tiff = stack.enter_context(tifffile.TiffFile(handle, name=Path(name).name))
+            else:
+                tiff = stack.enter_context(tifffile.TiffFile(path))
             yield tiff
-    else:
-        with tifffile.TiffFile(path) as tiff:
-            yield tiff
+        except struct.error as error:  # a header or directory shorter than it must be
+            raise tifffile.TiffFileError(str(error)) from error
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

@@ -1,6 +1,7 @@
 """The structure of a tiled TIFF, parsed once: where every tile lies and how it is packed. No pixels are read here."""
 
 import re
+import struct
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
     """
     try:
         with open_tiff(path) as tiff:
-            if _foreign(tiff):
+            if _foreign(tiff) or not _chain_ends(tiff):
                 return None
             pages = _level_pages(tiff)
             if not pages or not all(_plain(page) for page in pages) or not _shrinking(pages):
@@ -86,6 +87,25 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
 def _foreign(tiff: tifffile.TiffFile) -> bool:
     """Whether the layout has rules of its own (overlaps, paddings, several scans), which OpenSlide knows."""
     return bool(tiff.is_ndpi or tiff.is_scn or tiff.is_bif or tiff.is_philips or tiff.is_sis)
+
+
+def _chain_ends(tiff: tifffile.TiffFile) -> bool:
+    """Whether the last page says that it is the last; in a file cut short it points beyond the end."""
+    layout, file, last = tiff.tiff, tiff.filehandle, _pages(tiff)[-1]
+    file.seek(last.offset)
+    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    file.seek(last.offset + layout.tagnosize + tags * layout.tagsize)
+    (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    return bool(following == 0)
+
+
+def first_page_is_the_slide(path: str) -> bool:
+    """Whether OpenSlide, to which any tiled TIFF is a slide, may have it.
+
+    It takes the first page, which in OME-TIFF and QPTIFF can be one channel of many, and cuts 16 bits down to 8.
+    """
+    with open_tiff(path) as tiff:
+        return not (tiff.is_ome or tiff.is_qpi or tiff.is_imagej) and tiff.pages.first.bitspersample == 8
 
 
 def _level_pages(tiff: tifffile.TiffFile) -> list[_Page]:

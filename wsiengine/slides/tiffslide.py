@@ -14,6 +14,7 @@ from wsiengine.errors import UnreadableSlide
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.slides.base import SlideInfo, levels_of
 from wsiengine.slides.sources import open_tiff
+from wsiengine.slides.tiff import ome_mpp
 
 _DAMAGE = (tifffile.TiffFileError, RuntimeError, ValueError, IndexError, OSError)  # what its parts meet damage with
 _COLOURS = {"red", "green", "blue", "r", "g", "b"}
@@ -21,21 +22,27 @@ _COLOURS = {"red", "green", "blue", "r", "g", "b"}
 
 def open_tiffslide(path: str) -> "TiffSlideReader | None":
     """A reader where the first image has three 8-bit channels and one plane, else None."""
-    with open_tiff(path) as tiff:
-        series = tiff.series[0]
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        fits = series.axes in ("YXS", "CYX") and 3 in (sizes.get("S"), sizes.get("C")) and series.dtype == np.uint8
-        if not fits:
-            return None
-        kind = "QPTIFF" if tiff.is_qpi else "OME-TIFF" if tiff.is_ome else "Aperio SVS" if tiff.is_svs else "TIFF"
-        channels = _channels([str(page.description) for page in series.pages if isinstance(page, tifffile.TiffPage)])
-    return TiffSlideReader(path, kind, channels)
+    try:
+        with open_tiff(path) as tiff:
+            series = tiff.series[0]
+            sizes = dict(zip(series.axes, series.shape, strict=True))
+            rgb_like = series.axes in ("YXS", "CYX") and 3 in (sizes.get("S"), sizes.get("C"))
+            if not rgb_like or series.dtype != np.uint8:
+                return None
+            kind = "QPTIFF" if tiff.is_qpi else "OME-TIFF" if tiff.is_ome else "Aperio SVS" if tiff.is_svs else "TIFF"
+            channels = _channels(
+                [str(page.description) for page in series.pages if isinstance(page, tifffile.TiffPage)]
+            )
+            stated = ome_mpp(str(tiff.pages.first.description)) if tiff.is_ome else None
+        return TiffSlideReader(path, kind, channels, stated)
+    except _DAMAGE:
+        return None  # what the file is instead will be said by the refusal
 
 
 class TiffSlideReader:
     """Levels through tiffslide, one handle per thread: a handle's file position is not safe to share."""
 
-    def __init__(self, path: str, kind: str, channels: tuple[str, ...]) -> None:
+    def __init__(self, path: str, kind: str, channels: tuple[str, ...], stated_mpp: Mpp | None) -> None:
         self._path = path
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -50,7 +57,7 @@ class TiffSlideReader:
             mpp=None,
             objective=_number(handle.properties, "tiffslide.objective-power"),
             associated=tuple(sorted(handle.associated_images)),
-            stated_mpp=_mpp(handle.properties),
+            stated_mpp=stated_mpp or _mpp(handle.properties),
             channels=channels,
         )
 
