@@ -189,7 +189,16 @@ class Lattice:
 
     @property
     def cell_um2(self) -> float:
+        """Area of a whole cell."""
         return self.mpp.pixel_um2 * self.cell_px**2
+
+    def inside(self) -> tuple[list[float], list[float]]:
+        """The part of each row and of each column of cells that lies on the slide: 1 but for the last, in (0, 1]."""
+        rows, cols = (
+            [min(1.0, size / step - index) for index in range(count)]
+            for size, step, count in zip(self.slide_l0.shape, self.l0_per_cell, self.extent_cells.shape, strict=True)
+        )
+        return rows, cols
 
 
 def _ceil(value: float) -> int:

@@ -19,11 +19,11 @@ import dask.array as da
 import numpy as np
 from dask.highlevelgraph import HighLevelGraph
 
-from wsiengine.errors import ResolutionError
 from wsiengine.geometry import Box, Lattice, Mpp
 from wsiengine.grid import Block, TileGrid
 from wsiengine.job import BlockScores, Job, score_block
 from wsiengine.slides.base import Slide
+from wsiengine.slides.reading import require_mpp
 from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
 
 if TYPE_CHECKING:
@@ -176,9 +176,7 @@ def pixel_array(slide: Slide, mpp: Mpp | float, chunk_px: int = 2048) -> da.Arra
         ResolutionError: The slide states no µm/px.
     """
     mpp = mpp if isinstance(mpp, Mpp) else Mpp.square(mpp)
-    if slide.info.mpp is None:
-        raise ResolutionError("The slide does not say how large its pixels are.", hint="open_slide(path, mpp=0.25)")
-    size = Lattice(slide.info.size_l0, slide.info.mpp, mpp, 1).extent_px
+    size = Lattice(slide.info.size_l0, require_mpp(slide.info), mpp, 1).extent_px
     name = f"wsiengine-pixels-{dask.base.tokenize(slide.fingerprint(), mpp.y, mpp.x, chunk_px)}"
     rows, cols = (tuple(min(chunk_px, n - at) for at in range(0, n, chunk_px)) for n in size.shape)
     tasks: dict[Any, Any] = {

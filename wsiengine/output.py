@@ -73,13 +73,17 @@ class Workspace:
             elif not self._look():
                 self._refuse_strangers()
         except BaseException:
-            self._lock.release()
+            self._leave()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let the lock go, and leave no empty ``.work`` behind."""
         if self._lock is not None:
-            if not (self.work / "journal").exists():  # nothing worth resuming
+            if not (self.work / "journal").exists():
                 shutil.rmtree(self.work, ignore_errors=True)
             self._lock.release()
 

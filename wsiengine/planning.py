@@ -16,6 +16,7 @@ from wsiengine.geometry import Lattice
 from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.models.card import Card
 from wsiengine.slides.base import SlideInfo
+from wsiengine.slides.reading import PLAUSIBLE_MPP, plausible, require_mpp
 from wsiengine.tasks.classify import MapLayout
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def block_bytes(plan: Plan, side: int) -> int:
 
 def peak_bytes(plan: Plan, side: int) -> int:
     """Predicted peak of anonymous memory: libraries, session, and per thread one block and one batch."""
-    batch = plan.options.batch_size or 8
+    on_gpu = plan.job is not None and plan.job.runtime.provider != "CPUExecutionProvider"
+    batch = plan.job.runtime.batch_size if plan.job and on_gpu else 1  # the CPU takes tile by tile
     activations = batch * plan.card.input.size_px**2 * _ACTIVATION_BYTES_PER_PX
     maps = 12 * plan.analysed.size + 8 * plan.wanted.size * plan.card.score_channels
     return (
@@ -205,19 +207,21 @@ def lattice_for(info: SlideInfo, card: Card) -> Lattice:
     Raises:
         ResolutionError: µm/px missing, or the slide is far coarser than the model needs.
     """
-    if info.mpp is None:
+    mpp = require_mpp(info)
+    if not plausible(mpp):
         raise ResolutionError(
-            f"The slide does not say how large its pixels are, and {card.name} needs {card.input.mpp}.",
-            hint="look up the scanner's µm/px and give it: --mpp 0.25 (a 40× scan is about 0.25, a 20× scan 0.5).",
+            f"{mpp} cannot be the resolution of a microscope slide (we accept {PLAUSIBLE_MPP[0]} to "
+            f"{PLAUSIBLE_MPP[1]:g} µm/px).",
+            hint="a 40× scan has about 0.25 µm/px, a 20× scan about 0.5.",
         )
-    zoom = info.mpp.mean / card.input.mpp.mean
+    zoom = mpp.mean / card.input.mpp.mean
     if zoom > FINEST_ZOOM:
         raise ResolutionError(
-            f"The slide has {info.mpp}, {card.name} was made for {card.input.mpp}: {zoom:.1f}× too coarse to show "
+            f"The slide has {mpp}, {card.name} was made for {card.input.mpp}: {zoom:.1f}× too coarse to show "
             "what the model looks for.",
             hint="use a slide scanned at higher magnification, or correct its µm/px with --mpp.",
         )
-    return Lattice(info.size_l0, info.mpp, card.input.mpp, card.output_stride_px)
+    return Lattice(info.size_l0, mpp, card.input.mpp, card.output_stride_px)
 
 
 def choose_tiles(

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsiengine import __version__
 from wsiengine.errors import NothingToAnalyse, RegionError
-from wsiengine.geometry import Lattice, Mpp
+from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
 from wsiengine.models.card import Card
@@ -181,7 +181,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         analysed=analysed,
         options=request.options,
         block_tiles=1,
-        tissue_um2=float(np.sum(cells, where=inside if inside is not None else True)) * grid.lattice.cell_um2,
+        tissue_um2=_tissue_um2(cells, inside, grid.lattice),
         fingerprint=subject.fingerprint,
         weights_bytes=subject.card.model_path.stat().st_size,
         job=Job(subject.key, slide, subject.runtime, normaliser, grid),
@@ -228,23 +228,14 @@ def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None]:
     return cells, tiles
 
 
+def _tissue_um2(cells: np.ndarray, inside: np.ndarray | None, lattice: Lattice) -> float:
+    """Area of the tissue: of all cells, or of those inside the region; cells overhang the slide."""
+    rows, cols = lattice.inside()
+    share = cells if inside is None else np.where(inside, cells, 0)
+    return float(np.asarray(rows) @ share.astype(np.float64) @ np.asarray(cols)) * lattice.cell_um2
+
+
 def _digest(geometry: Any) -> str | None:
     if geometry is None:
         return None
     return hashlib.sha256(geometry.normalize().wkb).hexdigest()[:16]
-
-
-def describe_lattice(lattice: Lattice) -> dict[str, Any]:
-    """The lattice as JSON; :func:`lattice_from` reads it back."""
-    return {
-        "size_l0": list(lattice.slide_l0.shape),
-        "slide_mpp": [lattice.slide_mpp.y, lattice.slide_mpp.x],
-        "mpp": [lattice.mpp.y, lattice.mpp.x],
-        "cell_px": lattice.cell_px,
-    }
-
-
-def lattice_from(facts: Mapping[str, Any]) -> Lattice:
-    from wsiengine.geometry import Size
-
-    return Lattice(Size(*facts["size_l0"]), Mpp(*facts["slide_mpp"]), Mpp(*facts["mpp"]), int(facts["cell_px"]))
