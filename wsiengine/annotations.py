@@ -36,7 +36,8 @@ class AnnotateOptions:
     Attributes:
         fingerprint: Of the slide.
         identity: Of the run: model and parameters.
-        tolerance_um: How far a simplified boundary may lie from the cells' edges; None = half a cell, 0 = not at all.
+        tolerance_um: How far a boundary may lie from the cells' edges. None = half a cell: stairs become slanting
+            lines, areas stay. Less than half a cell: the cells' edges as they are. More: fewer vertices as well.
         min_area_um2: Regions smaller than this are left out.
         clip_l0: shapely geometry in level-0 pixels that limits everything (a region of interest), or None.
         channel_names: Of the probability map.
@@ -89,8 +90,10 @@ def annotate(
         raise ValueError(f"{len(options.channel_names)} channel names for {probability.shape[2]} channels")
     if int(labels.max(initial=0)) > len(classes):
         raise ValueError(f"label {labels.max()} has no class: there are {len(classes)}")
-    traced = trace(labels)
-    regions = _outlines(traced, lattice, options)
+    tolerance = 0.5 if options.tolerance_um is None else options.tolerance_um / lattice.cell_um2**0.5  # in cells
+    traced = trace(labels, smooth=tolerance >= 0.5)
+    outlines = to_level0(simplify(traced.polygons, tolerance if tolerance > 0.5 else 0), lattice.l0_per_cell)
+    regions = _exported(traced, outlines, lattice, options)
     owners = _owners(traced.components, regions, lattice)
     if options.clip_l0 is not None:
         owners = np.where(_centres_inside(options.clip_l0, owners, lattice), owners, 0)
@@ -111,11 +114,8 @@ def annotate(
     ]
 
 
-def _outlines(traced: Traced, lattice: Lattice, options: AnnotateOptions) -> _Regions:
-    """Simplify, scale, clip, clean and split the traced polygons; drop what is too small."""
-    cell_um = lattice.cell_um2**0.5
-    tolerance = 0.5 if options.tolerance_um is None else options.tolerance_um / cell_um
-    outlines = to_level0(simplify(traced.polygons, tolerance), lattice.l0_per_cell)
+def _exported(traced: Traced, outlines: np.ndarray, lattice: Lattice, options: AnnotateOptions) -> _Regions:
+    """Clip, clean and split outlines in level-0 pixels; drop what is too small."""
     limits = [rectangle(Box.of(lattice.slide_l0))]
     if options.clip_l0 is not None:
         limits.append(options.clip_l0)

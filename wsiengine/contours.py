@@ -1,0 +1,232 @@
+"""Label maps to polygons along the edges of cells ("crack" contours).
+
+The contour of a region is the outline of its cells, so that the area of its polygon is the number of its cells;
+contours through the centres of border pixels lose half a cell all round.
+
+``trace`` works on boundary *runs*, not cells: a run is a maximal straight piece of boundary between the same two
+components. Each run gives one directed edge to the component on either side, so that neighbours carry the same
+vertices: a valid coverage, in which a shared boundary can be smoothed or simplified once for both.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from scipy import ndimage
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """The connected regions of a label map.
+
+    ``components`` int32 (rows, cols): 0 where the label is 0, else 1 … n; ``polygons[i]`` and ``labels[i]`` (uint8)
+    belong to component i + 1. Components are numbered by label, then by their first cell in reading order.
+    Polygons are in cells: x right, y down, whole numbers; every ring starts at its first vertex in reading order.
+    """
+
+    components: np.ndarray
+    polygons: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Edges:
+    """Directed boundary edges, the component on the right-hand side (y down): shells turn clockwise on screen."""
+
+    start: np.ndarray  # int64 index of a lattice vertex
+    end: np.ndarray
+    owner: np.ndarray  # int32 component
+    turn_in: np.ndarray  # bool: which of two edges this is, where two of one component end at the same vertex
+    turn_out: np.ndarray  # and where two start
+
+
+@dataclass(frozen=True, eq=False)
+class _Rings:
+    """Open rings one after another: points ``xy`` (n, 2), ``starts`` of each and the end, component that owns each."""
+
+    xy: np.ndarray
+    starts: np.ndarray
+    owner: np.ndarray
+
+
+def trace(labels: np.ndarray, *, smooth: bool = False) -> Traced:
+    """Polygons of every 4-connected component of equal non-zero label, holes kept.
+
+    Every polygon is valid as it comes: where a component touches itself at a corner, its boundary is cut there into
+    a shell and a hole that share a point.
+
+    Args:
+        labels: uint8 (rows, cols), 0 = nothing.
+        smooth: Replace the stairs of slanting boundaries by slanting lines: see :func:`_smooth`.
+
+    Returns:
+        Regions whose polygon areas are, unless smoothed, exactly their numbers of cells.
+    """
+    if labels.ndim != 2:
+        raise ValueError(f"a label map has rows and columns, not the shape {labels.shape}")
+    components, component_labels = label_components(labels)
+    if not len(component_labels):
+        return Traced(components, np.empty(0, object), component_labels)
+    edges = _boundary_edges(components)
+    rings = _chain(edges, labels.shape[1] + 1)
+    if smooth:
+        rings = _smooth(rings, components)
+    return Traced(components, _build(rings, len(component_labels)), component_labels)
+
+
+def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """4-connected components of equal non-zero label → (int32 (rows, cols), uint8 (n,) label of each)."""
+    components = np.zeros(labels.shape, np.int32)
+    found: list[np.ndarray] = []
+    count = 0
+    for label in np.unique(labels):
+        if label == 0:
+            continue
+        part, n = ndimage.label(labels == label)
+        np.add(part, count, out=components, where=part > 0, casting="unsafe")
+        found.append(np.full(n, label, np.uint8))
+        count += n
+    return components, np.concatenate(found) if found else np.empty(0, np.uint8)
+
+
+def _boundary_edges(components: np.ndarray) -> _Edges:
+    """All directed edges of all components, from the runs along rows and along columns."""
+    width = components.shape[1] + 1
+    y, x0, x1, above, below = _runs(components)
+    x, y0, y1, left, right = _runs(components.T)
+    at_h, at_v = (y * width + x0, y * width + x1), (y0 * width + x, y1 * width + x)
+    # One run, two edges: the component below sees it as its top (to the right), the one above as its bottom.
+    # Where a component touches itself at a corner two of its edges end there and two start: down is followed by
+    # right, up by left, left by down, right by up. That keeps the two diagonal cells apart from the gap between.
+    parts = [
+        (at_h[0], at_h[1], below, True, False),  # to the right
+        (at_h[1], at_h[0], above, False, True),  # to the left
+        (at_v[0], at_v[1], left, False, False),  # down
+        (at_v[1], at_v[0], right, True, True),  # up
+    ]
+    kept = [(start[own > 0], end[own > 0], own[own > 0], i, o) for start, end, own, i, o in parts]
+    return _Edges(
+        start=np.concatenate([k[0] for k in kept]),
+        end=np.concatenate([k[1] for k in kept]),
+        owner=np.concatenate([k[2] for k in kept]),
+        turn_in=np.concatenate([np.full(len(k[2]), k[3]) for k in kept]),
+        turn_out=np.concatenate([np.full(len(k[2]), k[4]) for k in kept]),
+    )
+
+
+def _runs(components: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Maximal runs of boundary along the row lines → (line, first column, end column, above, below)."""
+    rows, cols = components.shape
+    padded = np.zeros((rows + 2, cols + 2), np.int32)
+    padded[1:-1, 1:-1] = components
+    above, below = padded[:-1], padded[1:]  # (rows + 1, cols + 2): the components on either side of each line
+    differ = above != below
+    same_as_left = (above[:, 1:] == above[:, :-1]) & (below[:, 1:] == below[:, :-1])
+    first = np.flatnonzero(differ[:, 1:] & ~same_as_left)  # flat over (rows + 1, cols + 1)
+    last = np.flatnonzero(differ[:, :-1] & ~same_as_left)
+    line, x0 = np.divmod(first, cols + 1)
+    x1 = last % (cols + 1)
+    return line, x0, x1, above[line, x0 + 1], below[line, x0 + 1]
+
+
+def _chain(edges: _Edges, width: int) -> _Rings:
+    """Edges joined end to start."""
+    span = int(edges.owner.max()) + 1
+    by_end = np.argsort((edges.end * span + edges.owner) * 2 + edges.turn_in)
+    by_start = np.argsort((edges.start * span + edges.owner) * 2 + edges.turn_out)
+    following = np.empty(len(by_end), np.int64)
+    following[by_end] = by_start
+    order, starts = _cycles(following, np.argsort(edges.start, kind="stable"))
+    y, x = np.divmod(edges.start[order], width)
+    return _Rings(np.column_stack((x, y)).astype(np.float64), starts, edges.owner[order[starts[:-1]]])
+
+
+def _cycles(following: np.ndarray, first_choice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The cycles of a permutation, each begun at its first member in ``first_choice``.
+
+    Returns (members, one cycle after another; start of each cycle, and the end).
+    """
+    nexts: list[int] = following.tolist()  # a plain loop: lists are several times faster than single array items
+    members: list[int] = []
+    starts = [0]
+    for at in first_choice.tolist():
+        if nexts[at] < 0:
+            continue
+        while (ahead := nexts[at]) >= 0:
+            members.append(at)
+            nexts[at] = -1
+            at = ahead
+        starts.append(len(members))
+    return np.array(members, np.int64), np.array(starts, np.int64)
+
+
+def _smooth(rings: _Rings, components: np.ndarray) -> _Rings:
+    """Slanting lines instead of stairs, within half a cell of the cells' edges.
+
+    A *step* is a run between two opposite turns. The corners at both its ends are cut by equal triangles, one on
+    either side of the boundary, so that areas stay; a square has no step and keeps its corners. One leg of every
+    triangle is half a cell, the other at most half a run: no other boundary can reach into it, so lines never cross.
+    Points where three regions meet stay. Nothing here depends on the side from which a boundary is seen, so
+    neighbours still share it.
+    """
+    before, after = _neighbours(rings.starts)
+    run = rings.xy[after] - rings.xy
+    length = np.abs(run).sum(axis=1)
+    turn = np.sign(run[before, 0] * run[:, 1] - run[before, 1] * run[:, 0])
+    node = _is_node(rings.xy, components)
+    turn[node] = 0
+    step = turn * turn[after] < 0
+    outer = np.minimum(length[before], length[after])
+    slanting = (length == 1) | (outer == 1)
+    along = np.where(step, np.where(slanting, length / 2, 0.5), np.inf)  # cut off the step itself, at both its ends
+    beside = np.where(step, np.where(slanting, outer / 2, 0.5), np.inf)  # and off the runs on either side of it
+    back, ahead = np.minimum(along[before], beside), np.minimum(along, beside[before])
+    cut = np.isfinite(back)
+    first, second = rings.xy.copy(), rings.xy.copy()
+    unit = run / length[:, None]
+    first[cut] -= unit[before[cut]] * back[cut, None]
+    second[cut] += unit[cut] * ahead[cut, None]
+    both = np.stack((first, second), axis=1).reshape(-1, 2)
+    twice = _Rings(both, rings.starts * 2, rings.owner)
+    kept = (both != both[_neighbours(twice.starts)[0]]).any(axis=1)  # two cuts may meet in the middle of a run
+    thinned, node = _take(twice, kept), np.repeat(node, 2)[kept]
+    before, after = _neighbours(thinned.starts)
+    into, out_of = thinned.xy - thinned.xy[before], thinned.xy[after] - thinned.xy
+    return _take(thinned, node | (into[:, 0] * out_of[:, 1] != into[:, 1] * out_of[:, 0]))
+
+
+def _is_node(xy: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """Whether more than two pieces of boundary meet at lattice points → bool (n,)."""
+    padded = np.pad(components, 1)
+    x, y = xy.astype(np.int64).T
+    around = [padded[y, x], padded[y, x + 1], padded[y + 1, x + 1], padded[y + 1, x]]
+    return sum((around[i] != around[i - 1]).astype(np.int8) for i in range(4)) > 2
+
+
+def _neighbours(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of the point before and after each, round each ring."""
+    count = starts[-1]
+    before, after = np.arange(-1, count - 1), np.arange(1, count + 1)
+    before[starts[:-1]] = starts[1:] - 1
+    after[starts[1:] - 1] = starts[:-1]
+    return before, after
+
+
+def _take(rings: _Rings, kept: np.ndarray) -> _Rings:
+    """Only some points of each ring."""
+    return _Rings(rings.xy[kept], np.concatenate(([0], np.cumsum(kept)))[rings.starts], rings.owner)
+
+
+def _build(rings: _Rings, count: int) -> np.ndarray:
+    """Polygons: per component one shell (clockwise on screen), the rest are holes."""
+    _, after = _neighbours(rings.starts)
+    (x, y), (x_after, y_after) = rings.xy.T, rings.xy[after].T
+    twice_area = np.add.reduceat(x * y_after - x_after * y, rings.starts[:-1])
+    order = np.lexsort((twice_area < 0, rings.owner))  # stable: holes in reading order after their shell
+    lengths = np.diff(rings.starts)[order] + 1  # closed
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    take = np.arange(offsets[-1]) + np.repeat(rings.starts[order] - offsets[:-1], lengths)
+    take[offsets[1:] - 1] = rings.starts[order]
+    rings_per_polygon = np.bincount(rings.owner - 1, minlength=count)
+    polygon_offsets = np.concatenate(([0], np.cumsum(rings_per_polygon)))
+    return shapely.from_ragged_array(shapely.GeometryType.POLYGON, rings.xy[take], (offsets, polygon_offsets))
