@@ -11,10 +11,12 @@ from tests.training.fields import write_sets
 from wsiengine.errors import OutputConflict, WsiError
 from wsiengine.models.card import load_card
 from wsiengine.models.runtime import Runtime
-from wsiengine.training import crc5, export, figures, mobilenet, release, scoring, validate
+from wsiengine.training import export, figures, loop, mobilenet, release, scoring, validate
+from wsiengine.training.crc5 import RECIPE
 from wsiengine.training.data import read_fields
 
-TINY = crc5.Recipe(folds=(1,), iterations=4, batches=(4, 2), sides_px=(64, 96), frozen_blocks=1, threads=1)
+SHORT = {"iterations": 4, "batches": (4, 2), "sides_px": (64, 96), "frozen_blocks": 1, "threads": 1}
+TINY = replace(RECIPE, folds=(1,), **SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -30,30 +32,30 @@ def small(monkeypatch):
         def __init__(self, classes, width=0.25):
             super().__init__(classes, width)
 
-    monkeypatch.setattr(crc5, "CellNet", Narrow)
+    monkeypatch.setattr(loop, "CellNet", Narrow)
     monkeypatch.setattr(mobilenet.MobileNetV2, "load_imagenet", lambda self, path: None)
 
 
 @pytest.fixture
 def trained(fields, small, tmp_path):
-    crc5.train(fields, TINY, backbone=None, out=tmp_path / "run")
+    loop.train(fields, TINY, backbone=None, out=tmp_path / "run")
     return tmp_path / "run"
 
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(fields, small, trained, tmp_path, monkeypatch):
     whole = torch.load(trained / "model.pt", weights_only=True)
-    save = crc5._Trainer._save
-    monkeypatch.setattr(crc5, "CHECKPOINT_EVERY", 2)
+    save = loop._Trainer._save
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
 
     def save_and_stop(self):
         save(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(crc5._Trainer, "_save", save_and_stop)
+    monkeypatch.setattr(loop._Trainer, "_save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        crc5.train(fields, TINY, backbone=None, out=tmp_path / "again")
-    monkeypatch.setattr(crc5._Trainer, "_save", save)
-    crc5.train(fields, TINY, backbone=None, out=tmp_path / "again")
+        loop.train(fields, TINY, backbone=None, out=tmp_path / "again")
+    monkeypatch.setattr(loop._Trainer, "_save", save)
+    loop.train(fields, TINY, backbone=None, out=tmp_path / "again")
     resumed = torch.load(tmp_path / "again" / "model.pt", weights_only=True)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     logged = [json.loads(line) for line in (tmp_path / "again" / "log.jsonl").read_text().splitlines()]
@@ -62,13 +64,13 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(fields, small, 
 
 def test_another_recipes_folder_is_refused(fields, small, trained):
     with pytest.raises(OutputConflict, match="another recipe"):
-        crc5.train(fields, replace(TINY, seed=1), backbone=None, out=trained)
-    assert crc5.Recipe.read(trained / "recipe.json") == TINY
+        loop.train(fields, replace(TINY, seed=1), backbone=None, out=trained)
+    assert loop.Recipe.read(trained / "recipe.json") == TINY
 
 
 def test_training_fits_a_few_fields(fields, small, tmp_path):
     recipe = replace(TINY, iterations=60, small_until=1.0, batches=(8, 8), frozen_blocks=0, rate=3e-3)
-    crc5.train(fields, recipe, backbone=None, out=tmp_path / "run")
+    loop.train(fields, recipe, backbone=None, out=tmp_path / "run")
     logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert logged[-1]["gate_loss"] < 0.68  # below ln 2: it tells discs from the ground
 
@@ -101,8 +103,8 @@ def test_the_bundle_is_a_model_that_the_engine_runs(fields, small, trained, tmp_
     assert "--folds 1" in card.training_command
     pixels = np.random.default_rng(0).integers(0, 256, (224, 448, 3), dtype=np.uint8)
     scores = Runtime(card, device="cpu").scores(pixels, np.array([[0, 0], [0, 224]]))
-    network = export.widened(crc5.load_trained(trained))
-    logits, epithelium = crc5.predictor(network)(np.stack([pixels[:, :224], pixels[:, 224:]]))
+    network = export.widened(loop.load_trained(trained))
+    logits, epithelium = loop.predictor(network)(np.stack([pixels[:, :224], pixels[:, 224:]]))
     np.testing.assert_allclose(scores[:, :2], logits[:, :2], atol=1e-4)
     np.testing.assert_allclose(scores[:, 5], epithelium, atol=1e-4)
 

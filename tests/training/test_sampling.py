@@ -6,6 +6,7 @@ import pytest
 
 from tests.training.fields import draw, write_sets
 from wsiengine.training import augment, data
+from wsiengine.training.crc5 import RECIPE
 from wsiengine.training.sampling import NEGATIVE_SHARE, Sampler
 
 
@@ -15,10 +16,14 @@ def pixels(tmp_path_factory):
     return [data.load(f, 1.0) for f in fields]
 
 
+def sampler(pixels, seed):
+    return Sampler(pixels, RECIPE.classes, RECIPE.joins, RECIPE.shares, cell_px=32, seed=seed)
+
+
 def test_a_batch_depends_on_seed_and_iteration_alone(pixels):
-    one = Sampler(pixels, cell_px=32, seed=4)
+    one = sampler(pixels, seed=4)
     one.batch(0, 3, 64)
-    again, other = Sampler(pixels, cell_px=32, seed=4), Sampler(pixels, cell_px=32, seed=5)
+    again, other = sampler(pixels, seed=4), sampler(pixels, seed=5)
     first, same = one.batch(7, 4, 96), again.batch(7, 4, 96)
     np.testing.assert_array_equal(first.tiles, same.tiles)
     np.testing.assert_array_equal(first.labels, same.labels)
@@ -28,7 +33,7 @@ def test_a_batch_depends_on_seed_and_iteration_alone(pixels):
 
 
 def test_classes_come_up_alike_and_negatives_have_no_class(pixels):
-    batch = Sampler(pixels, cell_px=32, seed=0).batch(0, 500, 64)
+    batch = sampler(pixels, seed=0).batch(0, 500, 64)
     share = np.bincount(batch.labels + 1, minlength=4) / 500
     assert share[1:].min() > 0.2
     assert NEGATIVE_SHARE / 2 < share[0] < 0.35

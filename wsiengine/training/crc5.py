@@ -6,220 +6,23 @@ Deterministic for one machine type and number of threads; started again on the s
 """
 
 import argparse
-import json
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from wsiengine.training.data import CLASSES, POLYP, read_fields
+from wsiengine.training.loop import Recipe, train
 
-from wsiengine.errors import OutputConflict
-from wsiengine.training.data import CLASSES, Field, load, read_fields
-from wsiengine.training.mobilenet import STRIDE_PX, CellNet
-from wsiengine.training.sampling import Batch, Sampler
-from wsiengine.training.scoring import Predict
-
-MPP = 1.0
-CHECKPOINT_EVERY = 200
 BACKBONE = Path("weights") / "mobilenet_v2_1.0_224_int8_ptq.tflite"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, apart from the data and the version of torch."""
-
-    folds: tuple[int, ...] = (1, 2, 3, 4)
-    sources: tuple[str, ...] = ("ebhi", "glas", "lc25000")
-    seed: int = 0
-    iterations: int = 1200
-    small_until: float = 0.75
-    sides_px: tuple[int, int] = (160, 224)
-    batches: tuple[int, int] = (32, 24)
-    rate: float = 3e-4
-    head_rate: float = 1e-3
-    weight_decay: float = 0.02
-    frozen_blocks: int = 5
-    label_smoothing: float = 0.1
-    gate_weight: float = 0.7
-    ema: float = 0.995
-    threads: int = 2
-
-    @classmethod
-    def read(cls, file: Path) -> "Recipe":
-        """The recipe of a training, from the ``recipe.json`` in its folder."""
-        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
-        return replace(cls(), **values)
-
-    def step(self, iteration: int) -> tuple[int, int]:
-        """Batch size and tile side of an iteration: cheap small tiles first, the model's own size at the end."""
-        late = iteration >= self.small_until * self.iterations
-        return self.batches[late], self.sides_px[late]
-
-    def rate_at(self, iteration: int) -> float:
-        """Factor on the learning rates: linear warm-up over 5 %, then a cosine down to 0."""
-        done = iteration / self.iterations
-        return done / 0.05 if done < 0.05 else 0.5 * (1 + float(np.cos(np.pi * (done - 0.05) / 0.95)))
-
-
-def train(fields: list[Field], recipe: Recipe, *, backbone: Path, out: Path) -> CellNet:
-    """Train on the fields of the recipe's folds and sources; returns the averaged network.
-
-    Args:
-        fields: All labelled fields; the recipe chooses.
-        recipe: What to do.
-        backbone: The ImageNet weights.
-        out: Folder of ``recipe.json``, ``log.jsonl``, ``checkpoint.pt`` and, at the end, ``model.pt``.
-
-    Raises:
-        OutputConflict: ``out`` holds the training of another recipe.
-    """
-    _claim(out, recipe)
-    torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
-    cv2.setNumThreads(1)
-    chosen = [f for f in fields if f.fold in recipe.folds and f.source in recipe.sources]
-    sampler = Sampler((load(f, MPP) for f in chosen), cell_px=STRIDE_PX, seed=recipe.seed)
-    network = CellNet(len(CLASSES))
-    network.backbone.load_imagenet(backbone)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
-    average = CellNet(len(CLASSES))
-    average.load_state_dict(network.state_dict())
-    trainer = _Trainer(recipe, network, average, out)
-    trainer.resume()
-    for iteration, batch in _batches(sampler, recipe, trainer.iteration):
-        trainer.step(iteration, batch)
-    torch.save(average.state_dict(), out / "model.pt")
-    return average.eval()
-
-
-def load_trained(out: Path) -> CellNet:
-    """The network that :func:`train` left in ``out``, ready for use."""
-    network = CellNet(len(CLASSES))
-    network.load_state_dict(torch.load(out / "model.pt", weights_only=True))
-    return network.eval()
-
-
-def predictor(network: CellNet) -> Predict:
-    """A trained network as it stands, for :mod:`wsiengine.training.scoring`."""
-
-    def predict(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with torch.inference_mode():
-            cam, gate = network(torch.from_numpy(tiles).permute(0, 3, 1, 2))
-            return cam.mean(dim=(2, 3)).numpy(), gate.sigmoid().mean(dim=(1, 2)).numpy()
-
-    return predict
-
-
-def _claim(out: Path, recipe: Recipe) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    said = json.dumps(asdict(recipe), indent=1)
-    file = out / "recipe.json"
-    if file.exists() and file.read_text() != said:
-        raise OutputConflict(f"{out} holds the training of another recipe", hint="choose another --out, or delete it")
-    file.write_text(said)
-
-
-def _batches(sampler: Sampler, recipe: Recipe, start: int) -> Iterator[tuple[int, Batch]]:
-    """Batches in order, drawn two ahead on another thread."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = [
-            pool.submit(sampler.batch, i, *recipe.step(i)) for i in range(start, min(start + 2, recipe.iterations))
-        ]
-        for iteration in range(start, recipe.iterations):
-            batch = ahead.pop(0).result()
-            if iteration + 2 < recipe.iterations:
-                ahead.append(pool.submit(sampler.batch, iteration + 2, *recipe.step(iteration + 2)))
-            yield iteration, batch
-
-
-class _Trainer:
-    """The network, its running average, the optimiser, and their checkpoint."""
-
-    def __init__(self, recipe: Recipe, network: CellNet, average: CellNet, out: Path) -> None:
-        self.recipe, self.network, self.average = recipe, network, average
-        self.iteration = 0
-        self._out, self._started = out, time.monotonic()
-        self._losses: list[tuple[float, float, float]] = []
-        for block in network.backbone.blocks[: recipe.frozen_blocks]:
-            block.requires_grad_(False)
-        body = [p for p in network.backbone.parameters() if p.requires_grad]
-        heads = [*network.head.parameters(), *network.gate.parameters()]
-        groups = [{"params": body, "lr": recipe.rate}, {"params": heads, "lr": recipe.head_rate}]
-        self._optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
-        self._rates = (recipe.rate, recipe.head_rate)
-
-    def step(self, iteration: int, batch: Batch) -> None:
-        """One batch: forward, backward, average, log."""
-        torch.manual_seed(self.recipe.seed * 1_000_003 + iteration)  # dropout, also after a resume
-        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self.recipe.rate_at(iteration)
-        self.network.train()
-        loss, parts = self._loss(batch)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self._optimiser.step()
-        keep = min(self.recipe.ema, (iteration + 1) / (iteration + 10))
-        with torch.no_grad():
-            for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                mean.lerp_(now, 1 - keep)
-        self._losses.append(parts)
-        self.iteration = iteration + 1
-        if self.iteration % 50 == 0 or self.iteration == self.recipe.iterations:
-            self._log()
-        if self.iteration % CHECKPOINT_EVERY == 0:
-            self._save()
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, tuple[float, float, float]]:
-        pixels = torch.from_numpy(batch.tiles).permute(0, 3, 1, 2)  # channels last in memory
-        cam, gate = self.network(pixels)
-        labels = torch.from_numpy(batch.labels)
-        graded = labels >= 0
-        logits = cam.mean(dim=(2, 3))[graded]
-        by_class = cross_entropy(logits, labels[graded], label_smoothing=self.recipe.label_smoothing)
-        covered = torch.from_numpy(batch.epithelium)
-        drawn = ~torch.isnan(covered)
-        by_gate = binary_cross_entropy_with_logits(gate[drawn], covered[drawn])
-        right = (logits.argmax(1) == labels[graded]).float().mean()
-        return by_class + self.recipe.gate_weight * by_gate, (by_class.item(), by_gate.item(), right.item())
-
-    def _log(self) -> None:
-        means = np.mean(self._losses, axis=0).round(4).tolist()
-        self._losses.clear()
-        row = dict(zip(("class_loss", "gate_loss", "accuracy"), means, strict=True))
-        line = json.dumps({"iteration": self.iteration, **row, "seconds": round(time.monotonic() - self._started, 1)})
-        with (self._out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
-        print(line, flush=True)
-
-    def _save(self) -> None:
-        state = {
-            "iteration": self.iteration,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-        }
-        torch.save(state, self._out / "checkpoint.new")
-        (self._out / "checkpoint.new").replace(self._out / "checkpoint.pt")
-
-    def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
-        file = self._out / "checkpoint.pt"
-        if not file.exists():
-            return
-        state = torch.load(file, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self.iteration = state["iteration"]
+RECIPE = Recipe(
+    classes=CLASSES,
+    sources=("ebhi", "glas", "lc25000"),
+    joins={POLYP: "Normal"},
+    shares={
+        "Normal": {"ebhi": 0.25, POLYP: 0.15, "glas": 0.35, "lc25000": 0.25},
+        "Adenoma": {"ebhi": 0.6, "glas": 0.4},
+        "Adenocarcinoma": {"ebhi": 0.35, "glas": 0.4, "lc25000": 0.25},
+    },
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -229,19 +32,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the training; resumes what it holds")
     parser.add_argument("--folds", default="1,2,3,4", help="folds to train on (default 1,2,3,4)")
     parser.add_argument("--sources", default="ebhi,glas,lc25000", help="sets to train on")
-    parser.add_argument("--iterations", type=int, default=Recipe.iterations)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=RECIPE.iterations)
+    parser.add_argument("--seed", type=int, default=RECIPE.seed)
+    parser.add_argument("--threads", type=int, default=RECIPE.threads)
     asked = parser.parse_args(arguments)
-    recipe = Recipe(
+    recipe = replace(
+        RECIPE,
         folds=tuple(int(f) for f in asked.folds.split(",")),
         sources=tuple(asked.sources.split(",")),
         iterations=asked.iterations,
         seed=asked.seed,
         threads=asked.threads,
     )
-    fields = read_fields(asked.data, recipe.sources)
-    train(fields, recipe, backbone=asked.data / BACKBONE, out=asked.out)
+    train(read_fields(asked.data, recipe.sources), recipe, backbone=asked.data / BACKBONE, out=asked.out)
 
 
 if __name__ == "__main__":

@@ -93,8 +93,13 @@ class MobileNetV2(nn.Module):
         blocks.append(_pointwise(channels, self.features, clipped=True))
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
+    def forward(self, x: Tensor, frozen: int = 0) -> Tensor:
+        """Features; the first ``frozen`` blocks learn nothing and are run in bfloat16, for speed."""
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            for block in self.blocks[:frozen]:
+                x = block(x)
+        x = x.float()
+        for block in self.blocks[frozen:]:
             x = block(x)
         return x
 
@@ -138,7 +143,7 @@ class CellNet(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor, frozen: int = 0) -> tuple[Tensor, Tensor]:
         """Class-activation map (N, classes, h, w) and epithelium logits (N, h, w) of uint8 pixels (N, 3, H, W)."""
-        features = self.dropout(self.backbone(pixels.float() / 127.5 - 1.0))
+        features = self.dropout(self.backbone(pixels.float() / 127.5 - 1.0, frozen))
         return self.head(features), self.gate(features)[:, 0]

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from wsiengine.classes import COLOURS
-from wsiengine.training.crc5 import MPP, Recipe, load_trained
+from wsiengine.training.crc5 import RECIPE
 from wsiengine.training.data import CLASSES, MPP_YX, POLYP, Field, read_fields
 from wsiengine.training.export import export_onnx
 from wsiengine.training.figures import GATE_MINIMUM, best_temperature, false_diagnosis, uncertain_below
+from wsiengine.training.loop import Recipe, load_trained
 from wsiengine.training.mobilenet import CELL_OFFSET_PX, STRIDE_PX
 from wsiengine.training.scoring import TILE_PX, load_scores
 from wsiengine.training.validate import summary
@@ -67,7 +68,7 @@ def card(recipe: Recipe, figures: dict[str, Any], folder: Path) -> dict[str, Any
         "task": "classify",
         "description": _description(figures),
         "classes": [_class(name, figures) for name in names],
-        "input": {"size_px": TILE_PX, "mpp": MPP, "layout": "NHWC", "dtype": "uint8", "range": [0, 255]},
+        "input": {"size_px": TILE_PX, "mpp": recipe.mpp, "layout": "NHWC", "dtype": "uint8", "range": [0, 255]},
         "recipe": [],
         "outputs": {"scores": "logits", "gate": "epithelium", "cam": "cam"},
         "activation": "softmax",
@@ -87,10 +88,9 @@ def card(recipe: Recipe, figures: dict[str, Any], folder: Path) -> dict[str, Any
 
 def command(recipe: Recipe) -> str:
     """The command that trains again."""
-    plain = Recipe()
     words = ["python", "-m", "wsiengine.training.crc5", "--data", "DIR", "--out", "RUN"]
     words += ["--folds", ",".join(map(str, recipe.folds))]
-    if recipe.sources != plain.sources:
+    if recipe.sources != RECIPE.sources:
         words += ["--sources", ",".join(recipe.sources)]
     words += ["--iterations", str(recipe.iterations), "--seed", str(recipe.seed), "--threads", str(recipe.threads)]
     return shlex.join(words)
@@ -148,7 +148,7 @@ def gather(fields: list[Field], recipe: Recipe, held_out: list[Path], out_of_fol
         siblings = load_scores(out_of_fold, fields)
         temperature = round(best_temperature(siblings), 3)
         uncertain = uncertain_below(siblings, temperature)
-    trained = [f for f in fields if f.fold in recipe.folds and f.source in recipe.sources]
+    trained = recipe.chosen(fields)
     return {
         "split": f"folds {_list({f.fold for f in scores.fields})}, trained on {_list(set(recipe.folds))}",
         "held_out": summary(scores, temperature),

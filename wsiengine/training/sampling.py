@@ -5,23 +5,18 @@ uninterrupted one would have seen.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from wsiengine.training.augment import colour, cut, degrade, measure_stain, random_view
-from wsiengine.training.data import CLASSES, POLYP, Pixels
+from wsiengine.training.data import Pixels
 
-SOURCE_SHARE = {
-    "Normal": {"ebhi": 0.25, POLYP: 0.15, "glas": 0.35, "lc25000": 0.25},
-    "Adenoma": {"ebhi": 0.6, "glas": 0.4},
-    "Adenocarcinoma": {"ebhi": 0.35, "glas": 0.4, "lc25000": 0.25},
-}
-"""How often each class is drawn from each set; a set that is absent leaves its share to the others."""
 NEGATIVE_SHARE = 0.12
 """Part of a batch that is cut where there is least epithelium: it trains the gate alone."""
+_OTHER_SHARE = 0.3
 _TRIES = 6
 _ENOUGH_EPITHELIUM = 0.15
 _NOT_A_CLASS = -1
@@ -48,11 +43,24 @@ class Sampler:
 
     Args:
         pixels: The training fields.
+        classes: Names, in the order of their labels.
+        joins: Labels that are no class of their own, and the class whose tiles they add to.
+        shares: For a class, how often it is drawn from each set or joined label.
         cell_px: Side of a cell.
         seed: Start of every random stream.
     """
 
-    def __init__(self, pixels: Iterable[Pixels], *, cell_px: int, seed: int) -> None:
+    def __init__(
+        self,
+        pixels: Iterable[Pixels],
+        classes: Sequence[str],
+        joins: Mapping[str, str],
+        shares: Mapping[str, Mapping[str, float]],
+        *,
+        cell_px: int,
+        seed: int,
+    ) -> None:
+        self._classes, self._shares = tuple(classes), shares
         self._pixels = list(pixels)
         self._stains = [measure_stain(p.image) for p in self._pixels]
         self._cell_px = cell_px
@@ -61,9 +69,9 @@ class Sampler:
             lambda: defaultdict(lambda: defaultdict(list))
         )
         for i, p in enumerate(self._pixels):
-            is_polyp = p.field.label == POLYP
-            branch = self._tree["Normal" if is_polyp else p.field.label]
-            branch[POLYP if is_polyp else p.field.source][p.field.case].append(i)
+            label = p.field.label
+            branch = self._tree[joins.get(label, label)]
+            branch[label if label in joins else p.field.source][p.field.case].append(i)
         bare = [0 if p.mask is None else int((p.mask == 0).sum()) for p in self._pixels]
         self._bare = np.cumsum(np.array(bare))
 
@@ -79,8 +87,8 @@ class Sampler:
         if negative:  # a field comes up as often as it has pixels without epithelium
             index, label = int(np.searchsorted(self._bare, rng.random() * self._bare[-1], "right")), _NOT_A_CLASS
         else:
-            label = int(rng.integers(len(CLASSES)))
-            index = self._draw(rng, CLASSES[label])
+            label = int(rng.integers(len(self._classes)))
+            index = self._draw(rng, self._classes[label])
         pixels = self._pixels[index]
         tile, mask = self._cut(rng, pixels, side_px, negative=negative)
         tile = degrade(rng, colour(rng, tile, self._stains[index], self._stains))
@@ -93,7 +101,7 @@ class Sampler:
     def _draw(self, rng: np.random.Generator, label: str) -> int:
         branch = self._tree[label]
         sources = sorted(branch)
-        share = np.array([SOURCE_SHARE[label].get(s, 0.3) for s in sources])
+        share = np.array([self._shares.get(label, {}).get(s, _OTHER_SHARE) for s in sources])
         cases = branch[sources[rng.choice(len(sources), p=share / share.sum())]]
         of_case = cases[sorted(cases)[rng.integers(len(cases))]]
         return of_case[rng.integers(len(of_case))]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsiengine.training.crc5 import MPP, Recipe, load_trained, predictor
 from wsiengine.training.data import CLASSES, Field, check_leak, read_fields
 from wsiengine.training.figures import (
     asserted,
@@ -25,6 +24,7 @@ from wsiengine.training.figures import (
     table,
     uncertain_below,
 )
+from wsiengine.training.loop import Recipe, load_trained, predictor
 from wsiengine.training.scoring import Scores, load_scores, negative_windows, score
 
 
@@ -37,9 +37,9 @@ def score_run(run: Path, fields: list[Field], folds: set[int], sources: set[str]
     recipe = Recipe.read(run / "recipe.json")
     torch.set_num_threads(recipe.threads)
     chosen = [f for f in fields if f.fold in folds and f.source in sources]
-    check_leak([f for f in fields if f.fold in recipe.folds and f.source in recipe.sources], chosen)
+    check_leak(recipe.chosen(fields), chosen)
     predict = predictor(load_trained(run))
-    return score(chosen, predict, MPP), negative_windows(chosen, predict, MPP)
+    return score(chosen, predict, recipe.mpp), negative_windows(chosen, predict, recipe.mpp)
 
 
 def summary(scores: Scores, temperature: float = 1.0) -> dict[str, Any]:
