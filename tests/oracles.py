@@ -106,3 +106,32 @@ def clahe_lab(src: np.ndarray, corner, side: int, clip: float, glass: int, box) 
     inner = lab(src)[box[0] - corner[0] : box[2] - corner[0], box[1] - corner[1] : box[3] - corner[1]]
     inner[..., 0] += shifts / 2.55
     return rgb(inner)
+
+
+# Stains: densities are −ln(value / 255), a value of 0 counting as 0.4
+
+
+def density(pixels: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(pixels, 0.4) / 255)
+
+
+def mixed(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """0–255, not yet rounded."""
+    return np.minimum(255 * np.exp(-(density(pixels) @ matrix)), 255)
+
+
+def restained(pixels, source, target, ratios, keep_residual=True) -> np.ndarray:
+    """Unmix into two stains and the rest, scale, mix again: 0–255, not yet rounded."""
+    basis = [np.array([*rows, np.cross(*rows)]) for rows in (source, target)]
+    basis = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in basis]
+    amounts = np.linalg.solve(basis[0].T, density(pixels).reshape(-1, 3).T)
+    amounts *= np.array([[ratios[0]], [ratios[1]], [float(keep_residual)]])
+    return np.minimum(255 * np.exp(-(basis[1].T @ amounts).T), 255).reshape(pixels.shape)
+
+
+def reinhard(pixels, mean, deviation, target_mean, target_deviation, glass_l) -> np.ndarray:
+    """0–255, not yet rounded."""
+    colours = lab(pixels)
+    weight = np.clip((glass_l - colours[..., :1]) / 20, 0, 1)
+    moved = (colours - mean) * (np.asarray(target_deviation) / deviation) + target_mean
+    return rgb(colours + weight * (moved - colours))

@@ -20,8 +20,8 @@ HAEMATOXYLIN_EOSIN = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
 HAEMATOXYLIN_DAB = np.array([[0.650, 0.704, 0.286], [0.268, 0.570, 0.776]])
 
 DARKEST = 0.4  # what a value of 0 stands for: its logarithm must exist, and it must come back as 0
-_UNITS, _BITS = 2048, 21
-_MASK = (1 << _BITS) - 1
+_UNITS, BITS = 2048, 21
+MASK = (1 << BITS) - 1
 _STEEPEST = 32.0  # entries of a matrix that is not singular, with room to spare
 _OD = -np.log(np.maximum(np.arange(256), DARKEST) / 255)
 
@@ -73,24 +73,41 @@ def mixing_matrix(
 
 
 class DensityTables:
-    """A matrix on densities, as tables for :func:`apply_density`; ``matrix`` (3, 3), out = od @ matrix.
+    """A matrix on densities, as tables for :func:`apply_density`: out = od @ matrix.
+
+    Args:
+        matrix: (3, 3).
+        headroom: Densities that may be added to or taken from the sum before it is looked up.
 
     Raises:
         ValueError: The matrix is not 3 × 3, or its entries are so large that the stains it came from must be singular.
     """
 
-    def __init__(self, matrix: np.ndarray) -> None:
+    def __init__(self, matrix: np.ndarray, headroom: float = 0.0) -> None:
         matrix = np.asarray(matrix, np.float64)
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.abs(matrix).max() > _STEEPEST:
             raise ValueError(f"not a usable stain matrix (3 × 3, entries up to {_STEEPEST:g}): {matrix.tolist()}")
-        units = np.rint(_OD[None, :, None] * matrix[:, None, :] * _UNITS).astype(np.int64)  # [in, value, out]
-        low = units.min(axis=1).sum(axis=0)  # per output channel: what makes every sum non-negative
-        span = int((units.max(axis=1).sum(axis=0) - low).max()) + 1
+        units = _units(_OD[None, :, None] * matrix[:, None, :])  # [in, value, out]
+        spare = int(headroom * _UNITS)
+        low = units.min(axis=1).sum(axis=0) - spare  # per output channel: what makes every sum non-negative
+        span = int((units.max(axis=1).sum(axis=0) - low).max()) + spare + 1
         units[0] -= low
-        shift = np.array([0, _BITS, 2 * _BITS])
-        self.parts = np.ascontiguousarray((units << shift).sum(axis=2))  # (in, value)
+        self.parts = _pack(units)  # (in, value)
         densities = (np.arange(span)[None, :] + low[:, None]) / _UNITS
         self.values = np.floor(np.minimum(255 * np.exp(-densities), 255) + 0.5).astype(np.uint8)  # (out, sum)
+
+    @staticmethod
+    def packed(densities: np.ndarray) -> np.ndarray:
+        """Densities (n, 3) in the tables' packed units, to be added to a sum of ``parts``: (n,) int64."""
+        return _pack(_units(densities))
+
+
+def _units(densities: np.ndarray) -> np.ndarray:
+    return np.rint(densities * _UNITS).astype(np.int64)
+
+
+def _pack(units: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray((units << np.array([0, BITS, 2 * BITS])).sum(axis=-1))
 
 
 def apply_density(src: np.ndarray, tables: DensityTables, out: np.ndarray | None = None) -> np.ndarray:
@@ -115,9 +132,9 @@ def _apply_row(line, reds, greens, blues, values, target):
     first, second, third = values[0], values[1], values[2]
     for x in range(len(target) // 3):
         total = reds[line[3 * x]] + greens[line[3 * x + 1]] + blues[line[3 * x + 2]]
-        target[3 * x] = first[total & _MASK]
-        target[3 * x + 1] = second[(total >> _BITS) & _MASK]
-        target[3 * x + 2] = third[total >> (2 * _BITS)]
+        target[3 * x] = first[total & MASK]
+        target[3 * x + 1] = second[(total >> BITS) & MASK]
+        target[3 * x + 2] = third[total >> (2 * BITS)]
 
 
 @jit((given(uint8, 1), int64, given(int64, 2), given(uint8, 2), made(uint8, 2)))

@@ -49,8 +49,8 @@ def stained(pixels: np.ndarray, stains: str = "he") -> np.ndarray:
     r, g, b = optical_density(pixels).T
     dense = np.minimum(np.minimum(r, g), b) > FAINT_OD / 3
     dense &= ((r + g + b) / 3 > FAINT_OD) & (pixels.min(axis=1) > _SATURATED)
-    black = (np.minimum(np.minimum(r, g), b) > 0.8 * np.maximum(np.maximum(r, g), b)) & (g > 0.7)
-    ink = r > 1.3 * g
+    black = (np.minimum(np.minimum(r, g), b) > 0.7 * np.maximum(np.maximum(r, g), b)) & (g > 0.7)
+    ink = r > 1.25 * g
     if stains == "hdab":
         return dense & ~black & ~ink
     return dense & ~black & ~ink & (b < 1.1 * g)
