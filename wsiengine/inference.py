@@ -14,7 +14,7 @@ from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, summarise, write_annotations
 from wsiengine.grid import blocks_of
 from wsiengine.job import BlockScores
-from wsiengine.journal import Journal, Recovered
+from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.output import Workspace
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
@@ -88,7 +88,8 @@ def infer(
             _remember(journal, recovered, prepared)
             listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
             scores = _score(prepared.plan, (journal, recovered), client, listener, watch)
-        _finish((subject, prepared), scores, (space, outputs or Outputs()), listener, watch)
+        with in_words(folder):
+            _finish((subject, prepared), scores, (space, outputs or Outputs()), listener, watch)
     result = Result(folder)
     listener(Event("result", {"folder": str(folder), "summary": result.summary, "files": result.files}))
     return result

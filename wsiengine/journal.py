@@ -60,12 +60,12 @@ class Journal:
             OutputError: The file cannot be written.
         """
         draft = path.with_name(path.name + ".new")
-        with _words(path):
+        with in_words(path):
             fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             _write_all(fd, _MAGIC)
         journal = cls(fd, path)
         journal._append(b"HEAD", json.dumps(header, sort_keys=True).encode())
-        with _words(path):
+        with in_words(path):
             draft.rename(path)
             sync_folder(path.parent)
         return journal
@@ -77,11 +77,11 @@ class Journal:
         Raises:
             OutputError: The file is not a journal or cannot be opened.
         """
-        with _words(path):
+        with in_words(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             recovered, end = _read(path)
-            with _words(path):
+            with in_words(path):
                 os.ftruncate(fd, end)
                 os.lseek(fd, end, os.SEEK_SET)
         except BaseException:
@@ -120,7 +120,7 @@ class Journal:
     def _append(self, kind: bytes, payload: bytes) -> None:
         length_crc = zlib.crc32(kind + len(payload).to_bytes(8, "little"))
         record = _HEAD.pack(kind, zlib.crc32(payload), length_crc, len(payload)) + payload
-        with self._lock, _words(self._path):
+        with self._lock, in_words(self._path):
             start = os.lseek(self._fd, 0, os.SEEK_CUR)
             try:
                 _write_all(self._fd, record)
@@ -142,7 +142,7 @@ def _read(path: Path) -> tuple[Recovered, int]:
     blobs: dict[str, bytes] = {}
     tiles: list[tuple[Box, np.ndarray]] = []
     end = len(_MAGIC)
-    with _words(path):
+    with in_words(path):
         data = path.read_bytes()
     for kind, payload, end in _records(data):  # noqa: B007  (end is where the last whole record stops)
         if kind == b"HEAD":
@@ -187,7 +187,7 @@ class FolderLock:
             OutputInUse: Another run holds it.
             OutputError: The lock file cannot be made.
         """
-        with _words(path):
+        with in_words(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,7 +237,7 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-class _words:  # noqa: N801  (a context manager, read as a word)
+class in_words:  # noqa: N801  (a context manager, read as words)
     """Operating-system errors become an :class:`OutputError` in words."""
 
     def __init__(self, path: Path) -> None:

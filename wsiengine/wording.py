@@ -107,4 +107,9 @@ def summary_words(summary: Mapping[str, Any]) -> str:
     areas = summary["area_mm2"]
     if not areas:
         return "nothing found"
-    return " · ".join(f"{name.lower() if name.istitle() else name} {area_words(mm2)}" for name, mm2 in areas.items())
+    return " · ".join(f"{_in_a_sentence(name)} {area_words(mm2)}" for name, mm2 in areas.items())
+
+
+def _in_a_sentence(name: str) -> str:
+    """``No epithelium`` → ``no epithelium``; ``Mark A`` and ``MSI`` stay as they are."""
+    return name.lower() if name[1:].islower() else name

@@ -75,9 +75,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -> tuple[bool, str]:
     """Run one slide → (whether it went well, in a few words)."""
+    from wsiengine.events import Event
     from wsiengine.inference import infer
     from wsiengine.wording import summary_words
 
+    display(Event("start", {"slide": slide, "output": str(folder)}))
     try:
         _notice(args.model, display)
         result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=display, **_options(args))
