@@ -1,0 +1,310 @@
+"""What a whole run costs beside the model alone: tiles/s, their ratio, time per stage, peak memory.
+
+``python benchmarks/engine.py [--model crc5|resnet18|NAME] [--gpx 1] [--repeats 3] [--threads N] [--quick]``
+
+The slide is a mosaic of real fields at 0.25 µm/px (WSIENGINE_DATA), or position-coded pixels where there are none;
+``--slide`` takes another. The floor is the model's session on the run's own tiles, packed and in memory beforehand,
+with as many threads. Floor and engine take turns, each in a process of its own, so that a machine that others use too
+slows both; the ratio is told for wall time and for CPU time.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+_MIB = 1 << 20
+_FLOOR_TILES = 400  # kept in memory; taken in turns until the floor has run long enough
+_SLIDE_MPP = 0.25
+
+
+class MemoryWatch:
+    """The largest anonymous and file-backed memory of this process, MiB, looked at every 10 ms."""
+
+    def __init__(self) -> None:
+        self.peaks = {"RssAnon": 0, "RssFile": 0}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "MemoryWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                name, _, value = line.partition(":")
+                if name in self.peaks:
+                    self.peaks[name] = max(self.peaks[name], int(value.split()[0]) >> 10)
+
+
+def run_engine(slide: str, model: str, threads: int, block_tiles: int | None) -> dict[str, Any]:
+    """One whole run, results written to a folder that is thrown away."""
+    from wsiengine import infer
+
+    with tempfile.TemporaryDirectory() as folder, MemoryWatch() as memory:
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = infer(slide, model, Path(folder) / "out", threads=threads, block_tiles=block_tiles)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    run = result.run
+    return {
+        "tiles": run["summary"]["tiles"],
+        "wall_s": wall,
+        "cpu_s": cpu,
+        "stages_s": run["timing"]["stages_s"],
+        "anonymous_mib": memory.peaks["RssAnon"],
+        "file_mib": memory.peaks["RssFile"],
+        "planned_mib": run["host"]["peak_bytes_planned"] // _MIB,
+        "blocks": run["host"]["blocks"],
+        "block_tiles": run["host"]["block_tiles"],
+    }
+
+
+def run_floor(slide: str, model: str, threads: int, tiles: int) -> dict[str, Any]:
+    """The session alone, on tiles of the run: packed beforehand, one call per tile, as the engine's runtime does."""
+    import wsiengine
+    from wsiengine.models.runtime import Runtime, _pack
+
+    plan = wsiengine.plan(slide, model, threads=threads)
+    assert plan.job is not None
+    runtime: Runtime = plan.job.runtime
+    packed = []
+    for pixels, origin in _pixels(plan):
+        batch = runtime._batch()
+        _pack(pixels, origin, plan.card, batch[:1])
+        packed.append(batch)
+    runtime._run(packed[0])
+    turns = iter(range(tiles))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                turn = next(turns, None)
+            if turn is None:
+                return
+            runtime._run(packed[turn % len(packed)])
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work) for _ in range(threads)]:
+            done.result()
+    return {"tiles": tiles, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+
+
+def _pixels(plan: Any) -> Iterator[tuple[Any, Any]]:
+    """Pixels of tiles spread over the whole slide, each with its corner in them."""
+    import numpy as np
+
+    wanted = np.argwhere(plan.wanted)
+    for row, col in wanted[:: max(1, len(wanted) // _FLOOR_TILES)]:
+        box = plan.grid.tile_box_px(int(row), int(col))
+        halo = plan.job.normaliser.halo_px
+        pixels = plan.job.slide.read(box.grow(halo), plan.lattice.mpp)
+        yield plan.job.normaliser.apply(pixels, box), np.zeros((1, 2), np.int64)
+
+
+def make_slide(path: Path, gpx: float) -> None:
+    """A mosaic of ``gpx`` · 10⁹ pixels, 4:3."""
+    from tests.mosaics import MosaicPlan, mosaic_slide, position_slide
+    from wsiengine.geometry import Size
+    from wsiengine.slides.pyramid import PyramidLayout
+
+    height = math.isqrt(round(gpx * 1e9 * 3 / 4))
+    size = Size(height, round(gpx * 1e9 / height))
+    data = os.environ.get("WSIENGINE_DATA")
+    if data:
+        zone_um = min(8 * 224.0, (height * _SLIDE_MPP - 600) * 0.99)
+        mosaic_slide(path, size, MosaicPlan(mpp=_SLIDE_MPP, zone_um=zone_um), Path(data))
+    else:
+        position_slide(path, size, _SLIDE_MPP, PyramidLayout())
+
+
+def make_resnet18(folder: Path) -> Path:
+    """A network of ResNet-18's shape with random weights, fp32, 224 px at 0.5 µm/px, and its card."""
+    import onnx
+
+    from tests.models.tiny import write_card
+    from wsiengine.models.integrity import file_sha256
+
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(_ResNet18().model(), folder / "resnet18.onnx")
+    card = {
+        "schema_version": 1,
+        "name": "resnet18",
+        "version": "1.0",
+        "task": "classify",
+        "classes": [{"name": f"Class {k}", "colour": [40 * k, 90, 255 - 40 * k]} for k in range(5)],
+        "input": {
+            "size_px": 224,
+            "mpp": 0.5,
+            "layout": "NCHW",
+            "dtype": "float32",
+            "range": [0, 1],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "outputs": {"scores": "logits"},
+        "activation": "softmax",
+        "output_stride_px": 32,
+        "resources": [{"file": "resnet18.onnx", "sha256": file_sha256(folder / "resnet18.onnx")}],
+        "licence": "Apache-2.0",
+    }
+    write_card(folder, card)
+    return folder
+
+
+class _ResNet18:
+    """The graph, node by node; batch norm is folded away, as an exporter does."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._random = np.random.default_rng(0)
+        self._nodes: list[Any] = []
+        self._weights: list[Any] = []
+
+    def model(self) -> Any:
+        from onnx import TensorProto, helper
+
+        x = self._relu(self._convolve("x", 3, 64, 7, 2))
+        x = self._add("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        wide = 64
+        for out, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
+            straight = x if stride == 1 and wide == out else self._convolve(x, wide, out, 1, stride)
+            x = self._convolve(self._relu(self._convolve(x, wide, out, 3, stride)), out, out, 3, 1)
+            x, wide = self._relu(self._add("Add", [x, straight])), out
+        x = self._add("Flatten", [self._add("GlobalAveragePool", [x])])
+        self._add("Gemm", [x, self._weight((512, 5), 512), self._weight((5,), 5)], name="logits")
+        graph = helper.make_graph(
+            self._nodes,
+            "resnet18",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 5])],
+            self._weights,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+    def _convolve(self, x: str, ins: int, outs: int, side: int, stride: int) -> str:
+        weight, bias = self._weight((outs, ins, side, side), ins * side * side), self._weight((outs,), 1 << 16)
+        return self._add(
+            "Conv", [x, weight, bias], kernel_shape=[side, side], strides=[stride] * 2, pads=[side // 2] * 4
+        )
+
+    def _relu(self, x: str) -> str:
+        return self._add("Relu", [x])
+
+    def _weight(self, shape: tuple[int, ...], fan_in: int) -> str:
+        import numpy as np
+        from onnx import numpy_helper
+
+        name = f"w{len(self._weights)}"
+        values = self._random.normal(0, math.sqrt(2 / fan_in), shape).astype(np.float32)
+        self._weights.append(numpy_helper.from_array(values, name))
+        return name
+
+    def _add(self, kind: str, inputs: list[str], *, name: str | None = None, **attributes: Any) -> str:
+        from onnx import helper
+
+        name = name or f"t{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+
+def _alone(part: str, options: argparse.Namespace, slide: Path, model: str, tiles: int = 0) -> dict[str, Any]:
+    """One measurement in a fresh process."""
+    command = [sys.executable, __file__, "--part", part, "--slide", str(slide), "--model", model]
+    command += ["--threads", str(options.threads), "--tiles", str(tiles)]
+    command += ["--block-tiles", str(options.block_tiles)] if options.block_tiles else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
+    slide = options.slide or folder / f"mosaic-{options.gpx:g}gpx.svs"
+    if not slide.exists():
+        started = time.perf_counter()
+        make_slide(slide, options.gpx)
+        print(f"made {slide.name}, {slide.stat().st_size / _MIB:,.0f} MiB, in {time.perf_counter() - started:.0f} s")
+    model = str(make_resnet18(folder / "resnet18")) if options.model == "resnet18" else options.model
+    _alone("engine", options, slide, model)  # compiles, fills the page cache; not counted
+    tiles = options.floor_tiles
+    floors, runs = [_alone("floor", options, slide, model, tiles)], []
+    for _ in range(options.repeats):
+        runs.append(_alone("engine", options, slide, model))
+        floors.append(_alone("floor", options, slide, model, tiles))
+    report(options, runs, floors)
+
+
+def report(options: argparse.Namespace, runs: list[dict[str, Any]], floors: list[dict[str, Any]]) -> None:
+    """Each run is compared with the floors before and after it; the medians are told."""
+
+    def rate(row: dict[str, Any], clock: str) -> float:
+        return float(row["tiles"] / row[clock])
+
+    def ratio(clock: str) -> float:
+        around = zip(runs, floors, floors[1:], strict=False)  # one floor more than runs
+        return statistics.median(2 * rate(r, clock) / (rate(a, clock) + rate(b, clock)) for r, a, b in around)
+
+    run = sorted(runs, key=lambda r: r["wall_s"])[len(runs) // 2]
+    floor = statistics.median(rate(f, "wall_s") for f in floors)
+    print(
+        f"{options.model} · {run['tiles']:,} tiles in {run['blocks']} blocks of up to {run['block_tiles']}² · "
+        f"{options.threads} threads · median of {len(runs)}"
+    )
+    print(f"engine     {rate(run, 'wall_s'):8.1f} tiles/s   (whole run, from opening the slide to the last file)")
+    print(f"floor      {floor:8.1f} tiles/s   (the model alone, tiles in memory)")
+    print(f"ratio      {ratio('wall_s'):8.2f} of the floor by wall time, {ratio('cpu_s'):.2f} by CPU time")
+    stages = run["stages_s"]
+    print("stages     " + " · ".join(f"{name} {spent:.2f} s" for name, spent in stages.items()))
+    print("           (read, normalise, model and journal are summed over threads; the others are wall time)")
+    anonymous, planned = max(r["anonymous_mib"] for r in runs), run["planned_mib"]
+    file_backed = max(r["file_mib"] for r in runs)
+    print(f"memory     {anonymous:,} MiB anonymous at most (planned {planned:,}) · {file_backed:,} MiB file-backed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="crc5", help="crc5, resnet18 (random weights, 0.5 µm/px), or any model")
+    parser.add_argument("--gpx", type=float, default=1.0, help="pixels of level 0, in 10⁹ (default 1)")
+    parser.add_argument("--slide", type=Path, help="measure on this slide")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--block-tiles", type=int, help="side of a block, instead of the plan's choice")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--floor-tiles", type=int, default=2000, help="most tiles that the floor is measured on")
+    parser.add_argument("--workdir", type=Path, help="keep the mosaic and the model here")
+    parser.add_argument("--quick", action="store_true", help="a small slide, once")
+    parser.add_argument("--part", choices=["engine", "floor"], help=argparse.SUPPRESS)
+    parser.add_argument("--tiles", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part == "engine":
+        print(json.dumps(run_engine(str(options.slide), options.model, options.threads, options.block_tiles)))
+    elif options.part == "floor":
+        print(json.dumps(run_floor(str(options.slide), options.model, options.threads, options.tiles)))
+    else:
+        if options.quick:
+            options.gpx, options.repeats, options.floor_tiles = min(options.gpx, 0.05), 1, 200
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = options.workdir or Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            measure(options, folder)
+
+
+if __name__ == "__main__":
+    main()
