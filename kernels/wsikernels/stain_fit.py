@@ -53,6 +53,7 @@ def stained(pixels: np.ndarray, stains: str = "he") -> np.ndarray:
     ink = r > 1.25 * g
     if stains == "hdab":
         return dense & ~black & ~ink
+    ink |= (r > g) & (b < 0.35 * r)
     return dense & ~black & ~ink & (b < 1.1 * g)
 
 

@@ -118,7 +118,7 @@ def test_pen_blood_and_black_do_not_move_the_fit():
         np.clip([30, 60, 190] + rng.normal(0, 12, (400, 3)), 0, 255),  # blue ink
         np.clip([20, 120, 70] + rng.normal(0, 12, (400, 3)), 0, 255),  # green ink
         np.clip([200, 90, 40] + rng.normal(0, 12, (400, 3)), 0, 255),  # red cells
-        np.clip([25, 25, 28] + rng.normal(0, 5, (400, 3)), 0, 255),  # black ink
+        np.clip([25, 25, 28] + rng.normal(0, 3, (400, 3)), 0, 255),  # black ink
     ])  # fmt: skip
     dirty = np.concatenate([clean, dirt.astype(np.uint8)])
     assert stained(dirt.astype(np.uint8)).mean() < 0.1  # ink is noisy, too
