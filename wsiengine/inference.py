@@ -20,11 +20,14 @@ from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
 from wsiengine.result import Result
 from wsiengine.slides.base import Slide
+from wsiengine.tissue import tissue_cost
 from wsiengine.truth import Truth
 
 if TYPE_CHECKING:
     from distributed import Client
 
+_SLOW_TISSUE_MPX = 400.0
+_S_PER_MPX = 0.005  # one thread, tiled JPEG; two threads and more are faster, JPEG 2000 slower
 NOTICE = "Research use only: not a medical device."
 
 
@@ -83,6 +86,7 @@ def infer(
             return Result(folder)
         journal, recovered = space.journal()
         with journal:
+            _foretell(subject, recovered, listener)
             prepared = prepare(subject, recovered.blobs)
             watch.add(prepared.seconds)
             _remember(journal, recovered, prepared)
@@ -98,6 +102,14 @@ def infer(
 def default_folder(slide: str) -> Path:
     """``<slide name>.wsiengine`` in the working directory."""
     return Path(f"{Path(slide).stem or 'slide'}.wsiengine")
+
+
+def _foretell(subject: Subject, recovered: Recovered, listener: Listener) -> None:
+    """Say so where finding the tissue takes long: a file without a small level is read whole."""
+    mpx = tissue_cost(subject.slide.info)
+    if str(subject.request.tissue) == "auto" and "tissue" not in recovered.blobs and mpx > _SLOW_TISSUE_MPX:
+        text = f"The file has no small overview: {mpx:,.0f} Mpx are read once to find the tissue"
+        listener(Event("note", {"text": f"{text} (about {mpx * _S_PER_MPX:,.0f} s)."}))
 
 
 def _remember(journal: Journal, recovered: Recovered, prepared: Prepared) -> None:

@@ -16,7 +16,7 @@ from wsiengine.geometry import Lattice
 from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.models.card import Card
 from wsiengine.slides.base import SlideInfo
-from wsiengine.slides.reading import PLAUSIBLE_MPP, plausible, require_mpp
+from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, require_mpp
 from wsiengine.tasks.classify import MapLayout
 
 if TYPE_CHECKING:
@@ -116,6 +116,11 @@ class Plan:
         return sum(block.box_px(self.grid).area for block in self.blocks())
 
     @property
+    def read_bytes(self) -> int:
+        """Decoded bytes that the blocks read from the best level, before resampling."""
+        return int(3 * self.read_px * source_px_per_px(self))
+
+    @property
     def peak_bytes(self) -> int:
         """Predicted peak of anonymous memory."""
         return peak_bytes(self, self.block_tiles)
@@ -173,10 +178,14 @@ def block_bytes(plan: Plan, side: int) -> int:
     grid = plan.grid
     side_px = (side - 1) * grid.stride_px + grid.tile_px
     side_px = min(side_px, max(plan.lattice.extent_px.shape) + grid.tile_px)
+    return int(3 * side_px * side_px * (source_px_per_px(plan) + 2))
+
+
+def source_px_per_px(plan: Plan) -> float:
+    """Pixels of the best level per working pixel."""
     fy, fx = plan.lattice.l0_per_px
-    down = max((d for d in (lv.downsample[0] for lv in plan.info.levels) if d <= fy * 1.001), default=1.0)
-    source_px = side_px * side_px * (fy / down) * (fx / down)
-    return int(3 * (source_px + 2 * side_px * side_px))
+    down_y, down_x = plan.info.levels[best_level(plan.info.levels, (fy, fx))].downsample
+    return (fy / down_y) * (fx / down_x)
 
 
 def peak_bytes(plan: Plan, side: int) -> int:

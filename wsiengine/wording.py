@@ -78,7 +78,11 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
             f"{plan.tile_count:,} tiles, overlap {percent(plan.options.overlap)} → stride {grid.stride_px} px "
             f"({percent(grid.overlap)})",
         ),
-        ("plan", f"{plan.block_count:,} blocks · peak memory {bytes_words(plan.peak_bytes)}"),
+        (
+            "plan",
+            f"{plan.block_count:,} blocks · {bytes_words(plan.read_bytes)} of pixels to read · "
+            f"peak memory {bytes_words(plan.peak_bytes)}",
+        ),
     ]
 
 
@@ -95,6 +99,7 @@ def plan_facts(plan: "Plan") -> dict[str, Any]:
         "blocks": plan.block_count,
         "peak_bytes": plan.peak_bytes,
         "read_px": plan.read_px,
+        "read_bytes": plan.read_bytes,
     }
 
 
