@@ -72,7 +72,7 @@ def test_a_coarser_level_is_used_where_it_fits(coded: tuple[Path, np.ndarray]) -
     with open_slide(path) as slide:
         asked: list[int] = []
         plain = slide.read_level
-        slide.read_level = lambda level, box: asked.append(level) or plain(level, box)  # type: ignore[method-assign]
+        slide.read_level = lambda level, box, out: asked.append(level) or plain(level, box, out)  # type: ignore[method-assign]
         got = slide.read(box, Mpp.square(2.5))
     assert asked == [1]
     assert np.abs(got.astype(int) - resample_area(pixels, (5, 5), box))[..., :2].max() <= 1
@@ -121,6 +121,26 @@ def test_threads_see_the_same_pixels(coded: tuple[Path, np.ndarray], reader: str
     with open_slide(path, reader=reader) as slide, ThreadPoolExecutor(8) as pool:
         for box, got in zip(boxes, pool.map(lambda box: slide.read_level(0, box), boxes), strict=True):
             np.testing.assert_array_equal(got, crop(pixels, box))
+
+
+def test_reads_do_not_share_memory(coded: tuple[Path, np.ndarray]) -> None:
+    """The source pixels of a read lie in memory that the next read uses again; the result must not."""
+    box = Box(0, 0, 40, 50)
+    with open_slide(coded[0]) as slide:
+        for mpp in (0.5, 0.7, 1.0, 2.0):
+            first = slide.read(box, Mpp.square(mpp))
+            kept = first.copy()
+            slide.read(box.shift(30, 20), Mpp.square(mpp))
+            np.testing.assert_array_equal(first, kept)
+
+
+def test_pixels_go_where_they_are_asked_to(coded: tuple[Path, np.ndarray], reader: str) -> None:
+    path, pixels = coded
+    out = np.zeros((30, 40, 3), np.uint8)
+    box = Box(380, 500, 410, 540)
+    with open_slide(path, reader=reader) as slide:
+        assert slide.read_level(0, box, out=out) is out
+    np.testing.assert_array_equal(out, crop(pixels, box))
 
 
 def test_a_pickled_slide_opens_again_the_same_way(

@@ -13,7 +13,7 @@ import imagecodecs
 import numpy as np
 
 from wsiengine.errors import UnreadableSlide
-from wsiengine.geometry import Box
+from wsiengine.geometry import Box, Size
 from wsiengine.slides.sources import Source
 from wsiengine.slides.tiff import TiledTiff, TileTable
 
@@ -33,39 +33,52 @@ class DirectReader:
         self._scratch = threading.local()
 
     def read_into(self, level: int, box: Box, out: np.ndarray) -> None:
+        # plain numbers: per tile, a dozen boxes would cost a twentieth of decoding
         table = self._levels[level]
         height, width = table.tile.shape
+        decode, canvas = _DECODERS[table.codec], self._canvas(table)
         cols = range(box.x0 // width, -(-box.x1 // width))
         for row in range(box.y0 // height, -(-box.y1 // height)):
-            ranges = [(int(table.offsets[row, col]), int(table.lengths[row, col])) for col in cols]
-            for col, packed in zip(cols, self._source.read_many(ranges), strict=True):
-                tile = table.box(row, col)
-                pixels = self._decode(level, table, tile, packed)
-                part = tile.intersect(box)
-                out[part.relative_to(box).slices] = pixels[part.relative_to(tile).slices]
+            tile_y, y0, y1 = row * height, max(row * height, box.y0), min((row + 1) * height, box.y1)
+            for col, packed in zip(cols, self._source.read_many(table.places(row, cols)), strict=True):
+                tile_x, x0, x1 = col * width, max(col * width, box.x0), min((col + 1) * width, box.x1)
+                try:
+                    pixels = decode(packed, table, canvas)
+                except _DAMAGE as error:
+                    raise self._unreadable(level, tile_y, tile_x, error) from error
+                out[y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0] = pixels[
+                    y0 - tile_y : y1 - tile_y, x0 - tile_x : x1 - tile_x
+                ]
 
-    def _decode(self, level: int, table: TileTable, tile: Box, packed: bytes) -> np.ndarray:
-        """(tile h, tile w, 3) uint8, valid until this thread's next call."""
-        try:
-            return _DECODERS[table.codec](packed, table, self._canvas(table))
-        except _DAMAGE as error:
-            downsample_y, downsample_x = self.info.levels[level].downsample
-            y_l0, x_l0 = round(tile.y0 * downsample_y), round(tile.x0 * downsample_x)
-            raise UnreadableSlide(
-                f"{self._source.path} cannot be decoded at x {x_l0:,}, y {y_l0:,} (level-0 pixels; a tile of "
-                f"{tile.width} × {tile.height} px of level {level}): {error}.",
-                hint="the file is damaged there: copy it again from its origin, or leave that part out with --region.",
-            ) from error
+    def _unreadable(self, level: int, tile_y: int, tile_x: int, error: Exception) -> UnreadableSlide:
+        tile, (downsample_y, downsample_x) = self._levels[level].tile, self.info.levels[level].downsample
+        return UnreadableSlide(
+            f"{self._source.path} cannot be decoded at x {round(tile_x * downsample_x):,}, "
+            f"y {round(tile_y * downsample_y):,} (level-0 pixels; a tile of {tile.width} × {tile.height} px of level "
+            f"{level}): {error}.",
+            hint="the file is damaged there: copy it again from its origin, or leave that part out with --region.",
+        )
 
     def _canvas(self, table: TileTable) -> np.ndarray:
         """This thread's tile, reused: it stays in the processor's cache."""
         canvas = getattr(self._scratch, "canvas", None)
         if canvas is None or canvas.shape[:2] != table.tile.shape:
-            canvas = self._scratch.canvas = np.empty((*table.tile.shape, 3), np.uint8)
+            canvas = self._scratch.canvas = tile_canvas(table.tile)
         return canvas
 
     def close(self) -> None:
         self._source.close()
+
+
+def tile_canvas(size: Size) -> np.ndarray:
+    """(h, w, 3) uint8 to decode into, beginning 16 bytes after a multiple of 32.
+
+    To rows at multiples of 32 libjpeg-turbo writes past the cache, which is slower there and again when the tile is
+    copied to its block: 3.3 against 2.5 ns per pixel.
+    """
+    room = np.empty(size.area * 3 + 32, np.uint8)
+    start = (16 - room.ctypes.data) % 32
+    return room[start : start + size.area * 3].reshape(*size.shape, 3)
 
 
 # inside a scan only stuffed bytes and restarts follow 0xff; between the scans of progressive JPEG, tables and comments

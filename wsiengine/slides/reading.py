@@ -1,7 +1,9 @@
 """From working pixels at a µm/px to pixels of a level, and back: the one place where resolutions and levels meet."""
 
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -49,7 +51,26 @@ def best_level(levels: Sequence[Level], l0_per_px: tuple[float, float]) -> int:
     return max(fitting, key=lambda i: levels[i].downsample, default=0)
 
 
-def read_working(info: SlideInfo, read_level: Callable[[int, Box], np.ndarray], box_px: Box, mpp: Mpp) -> np.ndarray:
+class Scratch(threading.local):
+    """Memory for source pixels, a piece per thread, used again by its next read: fresh pages are not free."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+
+    def pixels(self, box: Box) -> np.ndarray:
+        """(h, w, 3) uint8 of any content, valid until this thread's next call."""
+        if self._room.size < box.area * 3:
+            self._room = np.empty(box.area * 3, np.uint8)
+        return self._room[: box.area * 3].reshape(*box.shape, 3)
+
+
+class ReadLevel(Protocol):
+    """``Slide.read_level`` with a place for the pixels."""
+
+    def __call__(self, level: int, box: Box, out: np.ndarray | None = None) -> np.ndarray: ...
+
+
+def read_working(info: SlideInfo, read_level: ReadLevel, scratch: Scratch, box_px: Box, mpp: Mpp) -> np.ndarray:
     """Pixels of ``box_px`` at ``mpp`` → (h, w, 3) uint8: the best level, resampled once by area.
 
     Working pixel (y, x) is the mean over [y, y + 1) × [x, x + 1) times the ratio, in coordinates of the level from the
@@ -65,12 +86,12 @@ def read_working(info: SlideInfo, read_level: Callable[[int, Box], np.ndarray], 
 
     from wsikernels.resample import resample_area, source_span  # Numba: paid for by the first resampled read
 
-    y0, y1 = source_span(box_px.y0, box_px.y1, ratio_y)
-    x0, x1 = source_span(box_px.x0, box_px.x1, ratio_x)
+    (y0, y1), (x0, x1) = source_span(box_px.y0, box_px.y1, ratio_y), source_span(box_px.x0, box_px.x1, ratio_x)
+    source = Box(y0, x0, y1, x1)
     out = np.empty((*box_px.shape, 3), np.uint8)
     if out.size:
-        source = read_level(index, Box(y0, x0, y1, x1))
-        resample_area(source, y0, x0, ratio_y, ratio_x, box_px.y0, box_px.x0, out)
+        pixels = read_level(index, source, out=scratch.pixels(source))
+        resample_area(pixels, y0, x0, ratio_y, ratio_x, box_px.y0, box_px.x0, out)
     return out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 
 from wsiengine.errors import UnreadableSlide
-from wsiengine.geometry import Box, Mpp, Size
+from wsiengine.geometry import Mpp, Size
 from wsiengine.slides.base import SlideInfo, levels_of
 from wsiengine.slides.sources import open_tiff
 
@@ -48,9 +48,10 @@ class TileTable:
     differences: bool  # TIFF predictor 2
     jpeg_tables: bytes | None
 
-    def box(self, row: int, col: int) -> Box:
-        """What the tile covers; at the lower and right edge it overhangs the level."""
-        return Box.of(self.tile, row * self.tile.height, col * self.tile.width)
+    def places(self, row: int, cols: range) -> list[tuple[int, int]]:
+        """(offset, length) of the tiles of one row."""
+        some = slice(cols.start, cols.stop)
+        return list(zip(self.offsets[row, some].tolist(), self.lengths[row, some].tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
