@@ -117,7 +117,7 @@ def test_no_such_file_and_folders(tmp_path: Path) -> None:
         open_slide("nosuch://bucket/slide.svs")
 
 
-@pytest.mark.parametrize("part", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize("part", [0.2, 0.6, 0.95, 0.998])
 def test_truncated_slides_are_refused_at_once(tmp_path: Path, part: float) -> None:
     whole = slide_path("CMU-1-Small-Region.svs").read_bytes()
     path = tmp_path / "cut.svs"

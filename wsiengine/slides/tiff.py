@@ -70,8 +70,9 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
     """
     try:
         with open_tiff(path) as tiff:
-            if _foreign(tiff) or not _chain_ends(tiff):
+            if _foreign(tiff):
                 return None
+            _check_length(path, length_bytes, _following_page(tiff), "its table of contents goes on at")
             pages = _level_pages(tiff)
             if not pages or not all(_plain(page) for page in pages) or not _shrinking(pages):
                 return None
@@ -81,7 +82,8 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
             info = _info(tiff, tables)
     except (tifffile.TiffFileError, IndexError, KeyError, ValueError, TypeError):
         return None  # tifffile meets what it does not understand with any of these; others may understand
-    _check_length(path, length_bytes, tables)
+    tiles_end = max(int((table.offsets + table.lengths).max()) for table in tables)
+    _check_length(path, length_bytes, tiles_end, "its tiles reach to")
     return TiledTiff(info, tables)
 
 
@@ -90,14 +92,13 @@ def _foreign(tiff: tifffile.TiffFile) -> bool:
     return bool(tiff.is_ndpi or tiff.is_scn or tiff.is_bif or tiff.is_philips or tiff.is_sis)
 
 
-def _chain_ends(tiff: tifffile.TiffFile) -> bool:
-    """Whether the last page says that it is the last; in a file cut short it points beyond the end."""
+def _following_page(tiff: tifffile.TiffFile) -> int:
+    """Where the last page that was found says the next one is: 0, but in a file cut short beyond the end."""
     layout, file, last = tiff.tiff, tiff.filehandle, _pages(tiff)[-1]
     file.seek(last.offset)
     (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
     file.seek(last.offset + layout.tagnosize + tags * layout.tagsize)
-    (following,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
-    return bool(following == 0)
+    return int(struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0])
 
 
 def first_page_is_the_slide(path: str) -> bool:
@@ -168,11 +169,10 @@ def _complete(table: TileTable) -> bool:
     return bool((table.lengths > 0).all() and (table.offsets > 0).all())
 
 
-def _check_length(path: str, length_bytes: int, tables: Sequence[TileTable]) -> None:
-    needed = max(int((table.offsets + table.lengths).max()) for table in tables)
+def _check_length(path: str, length_bytes: int, needed: int, what: str) -> None:
     if needed > length_bytes:
         raise UnreadableSlide(
-            f"{path} is truncated: its tiles reach to byte {needed:,}, the file ends at {length_bytes:,}.",
+            f"{path} is truncated: {what} byte {needed:,}, the file ends at {length_bytes:,}.",
             hint="copy the slide again from its origin.",
         )
 
