@@ -6,13 +6,13 @@ Exit codes: 0 all went well · 1 a slide failed, or another error in words · 2 
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 from wsiengine import __version__
+from wsiengine.stopping import EXIT_CODE, MESSAGE, stopping_soon
 
 COMMANDS = {
     "infer": "run a model over slides: map, annotations for QuPath, overlay",
@@ -45,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Any, args: argparse.Namespace) -> int:
     from wsiengine.terminal import make_display
 
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(command.run(args))
+        with stopping_soon():
+            return int(command.run(args))
     except KeyboardInterrupt:
-        print("\nstopped  finished blocks are kept: run the same command again to go on.", file=sys.stderr)
-        return 130
+        print(MESSAGE, file=sys.stderr)
+        return EXIT_CODE
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away: nothing left to tell it
         return 1
@@ -75,10 +75,6 @@ def _parser(command: str | None) -> tuple[argparse.ArgumentParser, Any]:
             chosen.add_arguments(sub)
             sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, chosen
-
-
-def _interrupt(signum: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _unicode_output() -> None:

@@ -8,6 +8,7 @@ Kinds: a JSON header (the run's identity), named blobs (tissue mask, fitted stai
 (their box in the tile grid and float32 scores).
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -184,19 +185,26 @@ class FolderLock:
         """Take the lock.
 
         Raises:
-            OutputInUse: Another run holds it.
+            OutputInUse: Another run holds it, or has just ended and taken the lock file with it.
             OutputError: The lock file cannot be made.
         """
         with in_words(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._fd)
+            alone = self._alone(path)
+        if not alone:
+            self.release()
             raise OutputInUse(
                 f"Another run is writing to {path.parent.parent}.",
                 hint="wait for it to finish, or give another folder with -o.",
-            ) from None
+            )
+
+    def _alone(self, path: Path) -> bool:
+        """Whether the lock is ours, on the file that still has this name: a run that ends takes its file away."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._fd), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
     def release(self) -> None:
         if self._fd >= 0:
@@ -211,10 +219,13 @@ class FolderLock:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
+    """Make renames inside ``folder`` durable, where its file system can: some network shares refuse to sync folders."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)
 

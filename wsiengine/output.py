@@ -1,6 +1,9 @@
 """The output folder: who may write to it, what state it is in, and how results get into place.
 
 States: empty · unfinished (``.work/journal`` exists) · finished (``run.json`` exists; it is moved in last).
+
+Whatever names are changed is synced in the order in which it must be believed after a power cut: the way to the journal
+before its first record, all results before ``run.json``, ``run.json`` before the journal goes.
 """
 
 import json
@@ -10,11 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from wsiengine import __version__
 from wsiengine.errors import OutputConflict, OutputError
-from wsiengine.journal import FolderLock, Journal, Recovered, read_header, sync_folder, sync_tree
+from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_header, sync_folder, sync_tree
 
 RESULTS = ("annotations.geojson", "probability.zarr", "overlay.png", "run.json")
-OPTIONAL_RESULTS = ("tiles.geojson",)
+OPTIONAL_RESULTS = ("tiles.geojson", "annotations.part*.geojson", "tiles.part*.geojson")
+_OVERWRITING = "overwriting"  # holds the version that began to replace another run
 _WORDS = {
     "slide": "the slide",
     "model": "the model",
@@ -64,12 +69,14 @@ class Workspace:
 
     def __enter__(self) -> "Workspace":
         if not self._overwrite and self._look():
+            self._tidy()
             return self
         make_folder(self.work)
         self._lock = FolderLock(self.work / "lock")
         try:
             if self._overwrite:
-                self._clear()
+                if not self._overwriting():
+                    self._clear()
             elif not self._look():
                 self._refuse_strangers()
         except BaseException:
@@ -108,11 +115,17 @@ class Workspace:
     def publish(self) -> None:
         """Sync the drafted results, move them into place by rename, ``run.json`` last, and drop ``.work``."""
         sync_tree(self.results)
-        names = sorted(path.name for path in self.results.iterdir() if path.name != "run.json")
-        for name in (*names, "run.json"):
-            _remove(self.folder / name)
-            (self.results / name).rename(self.folder / name)
+        for path in sorted(self.results.iterdir()):
+            if path.name != "run.json":
+                _remove(self.folder / path.name)
+                path.rename(self.folder / path.name)
         sync_folder(self.folder)
+        (self.results / "run.json").rename(self.folder / "run.json")
+        sync_folder(self.folder)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the journal and all unfinished work."""
         (self.work / "journal").unlink()
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -124,6 +137,28 @@ class Workspace:
         refuse_other(self.folder, run.get("identity", {}), self._identity, "a finished run")
         self.finished = run
         return True
+
+    def _tidy(self) -> None:
+        """Drop the ``.work`` of a run that ended between publishing and tidying up, unless that is going on now."""
+        if (self.work / "lock").exists():
+            try:
+                self._lock = FolderLock(self.work / "lock")
+            except OutputError:  # in use, or in a folder that may only be read: the results are there all the same
+                return
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def _overwriting(self) -> bool:
+        """Whether an interrupted run of these very arguments has cleared the folder already: then it goes on.
+
+        Only a run of the same version counts: ``--overwrite`` is also the way to drop what an older one got wrong.
+        """
+        marker, journal = self.work / _OVERWRITING, self.work / "journal"
+        if not marker.exists() or marker.read_text() != __version__ or not journal.exists():
+            return False
+        try:
+            return _flat(read_header(journal)) == _flat(self._identity)
+        except OutputError:  # damaged
+            return False
 
     def _refuse_strangers(self) -> None:
         """Files of our names that no run of ours accounts for are not overwritten silently."""
@@ -138,10 +173,14 @@ class Workspace:
 
     def _clear(self) -> None:
         """Forget what is there, the marker of completion first."""
-        for name in ("run.json", *RESULTS, *OPTIONAL_RESULTS):
-            _remove(self.folder / name)
-        for name in ("journal", "journal.new", "results"):
+        for name in (_OVERWRITING, "journal", "journal.new", "results"):
             _remove(self.work / name)
+        for name in ("run.json", *RESULTS, *OPTIONAL_RESULTS):
+            for path in self.folder.glob(name):
+                _remove(path)
+        with in_words(self.folder):
+            sync_folder(self.folder)
+            (self.work / _OVERWRITING).write_text(__version__)
 
 
 def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
@@ -166,8 +205,12 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_folder(folder: Path) -> None:
+    """Make a folder with those above it, and make their names durable."""
     try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        for path in made:
+            sync_folder(path.parent)
     except FileExistsError:
         raise OutputError(f"{folder} is a file, not a folder.", hint="give another folder with -o.") from None
     except OSError as error:
