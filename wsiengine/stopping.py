@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM end a run at once: finished blocks are on the disk, so that nothing need be tidied up first.
+
+The main thread gets a ``KeyboardInterrupt`` and leaves in order: blocks under way are finished and journalled, half-made
+files removed. What takes longer than that (a block of a large model, a compiler, a read from a network share that hangs)
+is cut off: a thread of its own sees the signal through Python's wake-up descriptor, whatever the main thread does.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+MESSAGE = "\nstopped  finished blocks are kept: run the same command again to go on."
+EXIT_CODE = 130
+_PATIENCE_S = 1.5
+_OVER = b"\0"  # no signal has the number 0
+
+
+@contextmanager
+def stopping_soon() -> Iterator[None]:
+    """While it lasts, Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` and end the process soon after, if it still runs.
+
+    To be entered in the main thread.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writer, False)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(reader, over), name="wsiengine-stop", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, before)
+        os.write(writer, _OVER)
+        watcher.join()
+        os.close(writer)
+        os.close(reader)
+
+
+def _watch(reader: int, over: threading.Event) -> None:
+    """Wait for a signal, give the main thread a moment, then end the process for it."""
+    while not over.is_set():
+        got = os.read(reader, 1)
+        if got and got[0] in (signal.SIGINT, signal.SIGTERM) and not over.wait(_PATIENCE_S):
+            print(MESSAGE, file=sys.stderr, flush=True)
+            os._exit(EXIT_CODE)
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
