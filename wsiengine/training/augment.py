@@ -121,11 +121,11 @@ def cut(pixels: Pixels, view: View, side_px: int) -> tuple[np.ndarray, np.ndarra
 
 def degrade(rng: np.random.Generator, tile: np.ndarray) -> np.ndarray:
     """Focus, sampling, noise, exposure and compression of some other scanner."""
-    if rng.random() < 0.35:
+    if rng.random() < 0.4:
         tile = cv2.GaussianBlur(tile, (0, 0), rng.uniform(0.3, 1.4))
-    if rng.random() < 0.15:
-        coarse = rng.uniform(0.5, 0.9)
-        small = cv2.resize(tile, None, fx=coarse, fy=coarse, interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.35:  # sampled more coarsely, by other factors down and across: one set is
+        down, across = rng.uniform(0.55, 1.0, 2)
+        small = cv2.resize(tile, None, fx=across, fy=down, interpolation=cv2.INTER_AREA)
         tile = cv2.resize(small, tile.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.25:
         amount = rng.uniform(0.2, 1.0)

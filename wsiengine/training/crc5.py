@@ -18,9 +18,9 @@ RECIPE = Recipe(
     sources=("ebhi", "glas", "lc25000"),
     joins={POLYP: "Normal"},
     shares={
-        "Normal": {"ebhi": 0.25, POLYP: 0.15, "glas": 0.35, "lc25000": 0.25},
-        "Adenoma": {"ebhi": 0.6, "glas": 0.4},
-        "Adenocarcinoma": {"ebhi": 0.35, "glas": 0.4, "lc25000": 0.25},
+        "Normal": {"ebhi": 0.25, POLYP: 0.25, "glas": 0.25, "lc25000": 0.25},
+        "Adenoma": {"ebhi": 0.7, "glas": 0.3},
+        "Adenocarcinoma": {"ebhi": 0.4, "glas": 0.35, "lc25000": 0.25},
     },
 )
 

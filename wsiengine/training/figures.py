@@ -13,7 +13,6 @@ from wsiengine.evaluate import (
     confusion,
     reliability,
 )
-from wsiengine.training.data import CLASSES
 from wsiengine.training.scoring import Scores
 
 GATE_MINIMUM = 0.2
@@ -33,7 +32,7 @@ def diagnosed(scores: Scores) -> Scores:
 
 def asserted(scores: Scores) -> np.ndarray:
     """Predicted class of each row; the number of classes where the gate says that there is no epithelium."""
-    return np.where(scores.epithelium < GATE_MINIMUM, len(CLASSES), scores.logits.argmax(axis=1))
+    return np.where(scores.epithelium < GATE_MINIMUM, len(scores.classes), scores.logits.argmax(axis=1))
 
 
 def balanced(scores: Scores, *, repeats: int = 2000) -> Interval:
@@ -41,7 +40,7 @@ def balanced(scores: Scores, *, repeats: int = 2000) -> Interval:
     labels, predicted = scores.labels, asserted(scores)
 
     def figure(rows: np.ndarray) -> float:
-        return balanced_accuracy(confusion(labels[rows], predicted[rows], len(CLASSES)))
+        return balanced_accuracy(confusion(labels[rows], predicted[rows], len(scores.classes)))
 
     strata = np.char.add(scores.column("source"), scores.column("label"))
     return case_bootstrap(figure, scores.column("case"), strata, repeats=repeats)
@@ -57,7 +56,7 @@ def table(scores: Scores, temperature: float = 1.0) -> dict[str, Any]:
 
 def _figures(scores: Scores, temperature: float) -> dict[str, Any]:
     labels, probability = scores.labels, softmax(scores.logits / temperature)
-    counts = confusion(labels, asserted(scores), len(CLASSES))
+    counts = confusion(labels, asserted(scores), len(scores.classes))
     interval = balanced(scores)
     cases = scores.column("case")
     recall = class_figures(counts).recall
@@ -75,7 +74,7 @@ def _figures(scores: Scores, temperature: float) -> dict[str, Any]:
                 "recall": round(float(recall[c]), 3),
                 "auroc": round(auroc(labels == c, probability[:, c]), 3),
             }
-            for c, name in enumerate(CLASSES)
+            for c, name in enumerate(scores.classes)
             if (labels == c).any()
         },
     }

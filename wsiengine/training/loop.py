@@ -211,7 +211,7 @@ class _Trainer:
         by_class = cross_entropy(logits, labels[graded], label_smoothing=self.recipe.label_smoothing)
         covered = torch.from_numpy(batch.epithelium)
         drawn = ~torch.isnan(covered)
-        by_gate = binary_cross_entropy_with_logits(gate[drawn], covered[drawn])
+        by_gate = binary_cross_entropy_with_logits(gate[drawn], covered[drawn]) if drawn.any() else gate.sum() * 0
         right = (logits.argmax(1) == labels[graded]).float().mean()
         return by_class + self.recipe.gate_weight * by_gate, (by_class.item(), by_gate.item(), right.item())
 

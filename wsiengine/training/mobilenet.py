@@ -144,6 +144,11 @@ class CellNet(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pixels: Tensor, frozen: int = 0) -> tuple[Tensor, Tensor]:
-        """Class-activation map (N, classes, h, w) and epithelium logits (N, h, w) of uint8 pixels (N, 3, H, W)."""
+        """Class-activation map (N, classes, h, w) and epithelium logits (N, h, w) of uint8 pixels (N, 3, H, W).
+
+        A cell speaks as far as it shows epithelium: stroma tells laboratories apart, not diagnoses. The gate learns
+        from masks alone, not from what would help the classes.
+        """
         features = self.dropout(self.backbone(pixels.float() / 127.5 - 1.0, frozen))
-        return self.head(features), self.gate(features)[:, 0]
+        gate = self.gate(features)
+        return self.head(features) * gate.sigmoid().detach(), gate[:, 0]

@@ -6,7 +6,7 @@ scores and tests the gate instead.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -33,12 +33,14 @@ class Scores:
         logits: float32 (N, classes).
         epithelium: Predicted covered fraction, float32 (N,).
         drawn: Covered fraction by the mask, float32 (N,); NaN without a mask.
+        classes: Their names.
     """
 
     fields: tuple[Field, ...]
     logits: np.ndarray
     epithelium: np.ndarray
     drawn: np.ndarray
+    classes: tuple[str, ...] = CLASSES
 
     def save(self, file: Path) -> None:
         """Write as ``.npz``; :func:`load_scores` reads it."""
@@ -51,13 +53,19 @@ class Scores:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class index of each tile's field; −1 for a polyp."""
-        return np.array([CLASSES.index(f.label) if f.label in CLASSES else -1 for f in self.fields])
+        """Class index of each tile's field; −1 where it is none of the classes (a polyp)."""
+        return np.array([self.classes.index(f.label) if f.label in self.classes else -1 for f in self.fields])
 
     def where(self, keep: np.ndarray) -> "Scores":
         """The rows at which ``keep`` is true."""
         kept = np.flatnonzero(keep)
-        return Scores(tuple(self.fields[i] for i in kept), self.logits[kept], self.epithelium[kept], self.drawn[kept])
+        return replace(
+            self,
+            fields=tuple(self.fields[i] for i in kept),
+            logits=self.logits[kept],
+            epithelium=self.epithelium[kept],
+            drawn=self.drawn[kept],
+        )
 
     def by_field(self) -> "Scores":
         """One row per field: mean logits of its tiles, weighted by their predicted epithelium; no mask shows as NaN."""
@@ -65,8 +73,9 @@ class Scores:
         weight = np.maximum(self.epithelium, 1e-3)
         total = np.bincount(of_row, weight)
         logits = [np.bincount(of_row, self.logits[:, c] * weight) / total for c in range(self.logits.shape[1])]
-        means = [np.bincount(of_row, column) / np.bincount(of_row) for column in (self.epithelium, self.drawn)]
-        return Scores(tuple(self.fields[i] for i in first), np.stack(logits, axis=1), means[0], means[1])
+        covered, drawn = (np.bincount(of_row, column) / np.bincount(of_row) for column in (self.epithelium, self.drawn))
+        fields = tuple(self.fields[i] for i in first)
+        return replace(self, fields=fields, logits=np.stack(logits, axis=1), epithelium=covered, drawn=drawn)
 
 
 def load_scores(files: Iterable[Path], fields: Iterable[Field]) -> Scores:
@@ -86,7 +95,15 @@ def load_scores(files: Iterable[Path], fields: Iterable[Field]) -> Scores:
     return Scores(tuple(known[i] for i in images.tolist()), logits, epithelium, drawn)
 
 
-def score(fields: Iterable[Field], predict: Predict, mpp: float, *, edit: Callable = lambda tiles: tiles) -> Scores:
+def score(
+    fields: Iterable[Field],
+    predict: Predict,
+    mpp: float,
+    *,
+    edit: Callable = lambda tiles: tiles,
+    classes: tuple[str, ...] = CLASSES,
+    gated: bool = True,
+) -> Scores:
     """Cut, predict and collect.
 
     Args:
@@ -94,6 +111,8 @@ def score(fields: Iterable[Field], predict: Predict, mpp: float, *, edit: Callab
         predict: The network.
         mpp: µm/px of its tiles.
         edit: Changes tiles beforehand (stain, blur, …): (N, rows, cols, 3) -> the same.
+        classes: Names of the network's classes.
+        gated: Whether the network learnt where epithelium is; if not, every tile counts as full of it.
     """
     rows: list[Field] = []
     logits, epithelium, drawn = [], [], []
@@ -102,9 +121,10 @@ def score(fields: Iterable[Field], predict: Predict, mpp: float, *, edit: Callab
         scores, covered = predict(edit(tiles))
         rows += [field] * len(tiles)
         logits.append(scores)
-        epithelium.append(covered)
+        epithelium.append(covered if gated else np.ones_like(covered))
         drawn.append(masks)
-    return Scores(tuple(rows), np.concatenate(logits), np.concatenate(epithelium), np.concatenate(drawn))
+    columns = (np.concatenate(column) for column in (logits, epithelium, drawn))
+    return Scores(tuple(rows), *columns, classes=classes)
 
 
 def negative_windows(fields: Iterable[Field], predict: Predict, mpp: float) -> Scores:

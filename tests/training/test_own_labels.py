@@ -1,0 +1,181 @@
+"""Own labels: folders and tables, splits that keep cases together, and the whole way to a model folder."""
+
+import csv
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+import wsiengine.training
+from tests.training.fields import draw
+from wsiengine.errors import UnreadableSlide, WsiError
+from wsiengine.models.registry import load_model
+from wsiengine.models.runtime import Runtime
+from wsiengine.training import loop, mobilenet, recipe
+from wsiengine.training.data import check_leak
+from wsiengine.training.tables import read_labels, split_by_case
+
+
+def write_folders(data, cases=6):
+    for c, name in enumerate(("Benign", "Malignant")):
+        for case in range(cases):
+            folder = data / name / f"p{case}"
+            folder.mkdir(parents=True)
+            for i in range(2):
+                image, _ = draw(120, 150, seed=100 * c + 10 * case + i)
+                cv2.imwrite(str(folder / f"{i}.png"), image if c else 255 - image)
+    return data
+
+
+def write_table(data, rows):
+    with (data / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, sorted({k for row in rows for k in row}))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def test_folders_are_classes_and_their_folders_cases(tmp_path):
+    fields = read_labels(write_folders(tmp_path), mpp=0.5)
+    assert len(fields) == 24
+    assert {f.label for f in fields} == {"Benign", "Malignant"}
+    assert len({f.case for f in fields}) == 12  # p0 of one class is not p0 of the other
+    for fold in range(5):
+        inside = [f for f in fields if f.fold == fold]
+        assert {f.label for f in inside} == {"Benign", "Malignant"}
+        check_leak(inside, [f for f in fields if f.fold != fold])
+    assert read_labels(tmp_path, mpp=0.5) == fields
+
+
+def test_splits_spread_every_class(tmp_path):
+    one = read_labels(write_folders(tmp_path), mpp=0.5)[0]
+    fields = [
+        replace(one, case=f"{label}{case}", label=label, fold=-1)
+        for label, cases in (("a", 50), ("b", 10), ("c", 5))
+        for case in range(cases)
+        for _ in range(case % 3 + 1)
+    ]
+    split = split_by_case(fields)
+    for label, per_fold in (("a", 10), ("b", 2), ("c", 1)):
+        for fold in range(5):
+            assert len({f.case for f in split if f.label == label and f.fold == fold}) == per_fold
+    assert len({(f.case, f.fold) for f in split}) == 65
+
+
+def test_a_table_says_case_fold_and_scale(tmp_path):
+    write_folders(tmp_path)
+    rows = [
+        {"file": f"{name}/p{i}/0.png", "class": name, "case": f"c{i}{name}", "fold": i % 5, "mpp": 0.25 * (i + 1)}
+        for name in ("Benign", "Malignant")
+        for i in range(6)
+    ]
+    write_table(tmp_path, rows)
+    fields = read_labels(tmp_path, merge={"Benign": "Other"})
+    assert [f.fold for f in fields] == [0, 1, 2, 3, 4, 0] * 2
+    assert fields[3].mpp_yx == (1.0, 1.0)
+    assert {f.label for f in fields} == {"Other", "Malignant"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"file": "Benign/none.png"}, "names Benign/none.png, which is not there"),
+        ({"mpp": ""}, "µm/px of Benign/p0/0.png is missing"),
+        ({"mpp": "352.8"}, r"µm/px of Benign/p0/0.png is 352\.8: needed"),
+        ({"mpp": "fine"}, "Benign/p0/0.png: could not convert"),
+        ({"fold": ""}, "1 of 4 rows have no fold"),
+    ],
+)
+def test_bad_rows_get_words(tmp_path, change, words):
+    write_folders(tmp_path)
+    rows = [
+        {"file": f"{name}/p{i}/0.png", "class": name, "case": f"{name}{i}", "fold": i, "mpp": 0.5}
+        for name in ("Benign", "Malignant")
+        for i in range(2)
+    ]
+    rows[0] = rows[0] | change
+    write_table(tmp_path, rows)
+    with pytest.raises(WsiError, match=words):
+        read_labels(tmp_path)
+
+
+def test_unusable_folders_get_words(tmp_path):
+    with pytest.raises(WsiError, match="there is no folder"):
+        read_labels(tmp_path / "none")
+    with pytest.raises(WsiError, match="has 0 folders and no labels"):
+        read_labels(tmp_path)
+    write_folders(tmp_path, cases=2)
+    (tmp_path / "Third").mkdir()
+    with pytest.raises(WsiError, match=r"class folder .*Third is empty"):
+        read_labels(tmp_path, mpp=1.0)
+    (tmp_path / "Third").rmdir()
+    (tmp_path / "labels.csv").write_text("file,label\na,b\n", encoding="utf-8")
+    with pytest.raises(WsiError, match="has no column class"):
+        read_labels(tmp_path)
+    (tmp_path / "labels.csv").write_text("file,class\n", encoding="utf-8")
+    with pytest.raises(WsiError, match="has no rows"):
+        read_labels(tmp_path)
+
+
+def test_one_case_cannot_be_on_both_sides(tmp_path):
+    write_folders(tmp_path, cases=1)
+    with pytest.raises(WsiError, match="comes from 1 case"):
+        read_labels(tmp_path, mpp=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "has no entries"),
+        ('{"epochs": 3}', "unknown entries epochs"),
+        ('{"mpp": "one"}', "mpp is 'one', needed int or float"),
+        ('{"test_fold": 5}', "test_fold is 5, needed 0 to 4"),
+    ],
+)
+def test_bad_recipes_get_words(tmp_path, text, words):
+    (tmp_path / "r.json").write_text(text, encoding="utf-8")
+    with pytest.raises(WsiError, match=words):
+        recipe.OwnRecipe.read(tmp_path / "r.json")
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    class Narrow(mobilenet.CellNet):
+        def __init__(self, classes, width=0.25):
+            super().__init__(classes, width)
+
+    monkeypatch.setattr(loop, "CellNet", Narrow)
+    monkeypatch.setattr(mobilenet.MobileNetV2, "load_imagenet", lambda self, path: None)
+    (tmp_path / "b.tflite").write_bytes(b"")
+    said = {"name": "mine", "mpp": 0.5, "source_mpp": 0.5, "iterations": 3, "backbone": str(tmp_path / "b.tflite")}
+    (tmp_path / "r.json").write_text(json.dumps(said | {"threads": 1}), encoding="utf-8")
+    return tmp_path / "r.json"
+
+
+def test_from_labels_to_a_model_that_runs(small, tmp_path):
+    said = []
+    out = wsiengine.training.run(small, write_folders(tmp_path / "data"), tmp_path / "out", say=said.append)
+    card = load_model(str(out))
+    assert [c.name for c in card.classes] == ["Benign", "Malignant"]
+    assert card.gate is None  # nobody drew masks
+    assert card.classes[0].evidence["cases_trained"] + card.classes[0].evidence["cases_tested"] == 6
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    assert Runtime(card, device="cpu").scores(pixels, np.array([[0, 0]])).shape == (1, 2)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    tested = [f for f in read_labels(tmp_path / "data", mpp=0.5) if f.fold == 0]
+    assert report["held_out"]["image"]["all"]["rows"] == len(tested) > 0
+    picture = cv2.imread(str(out / "curves.png"))
+    assert picture.shape == (240, 480, 3)
+    assert said[-1].startswith("held out: balanced accuracy")
+
+
+def test_missing_weights_and_corrupt_images_get_words(small, tmp_path):
+    data = write_folders(tmp_path / "data")
+    (data / "Benign" / "p0" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableSlide, match=r"p0/0\.png cannot be read as an image"):
+        wsiengine.training.run(small, data, tmp_path / "out", say=lambda line: None)
+    (tmp_path / "b.tflite").unlink()
+    with pytest.raises(WsiError, match="ImageNet weights are not at"):
+        wsiengine.training.run(small, data, tmp_path / "out2", say=lambda line: None)

@@ -1,0 +1,131 @@
+"""Your own labels: a folder per class, or a ``labels.csv``; and folds that keep every case on one side.
+
+``labels.csv`` has the columns ``file`` and ``class``, and may have ``case``, ``fold`` (0–4), ``mask`` (tissue that the
+class is about) and ``mpp`` (µm/px). Without it, every sub-folder is a class, and a folder below that is a case.
+"""
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from wsiengine.errors import WsiError
+from wsiengine.training.data import Field
+
+FOLDS = 5
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_NO_FOLD = -1
+
+
+def read_labels(data: Path, *, merge: Mapping[str, str] | None = None, mpp: float | None = None) -> list[Field]:
+    """Every labelled image below ``data``.
+
+    Args:
+        data: The folder.
+        merge: Label -> class, for those that are to be merged or renamed.
+        mpp: µm/px of images whose table does not say.
+
+    Raises:
+        WsiError: Nothing there, a class without images, a file that is missing, µm/px unknown, half of the folds given.
+    """
+    if not data.is_dir():
+        raise WsiError(
+            f"there is no folder {data}", hint="give the folder that holds labels.csv, or one folder per class"
+        )
+    table = data / "labels.csv"
+    rows = _rows_of_table(table) if table.is_file() else _rows_of_folders(data)
+    fields = [_field(data, row, merge or {}, mpp) for row in rows]
+    without = sum(f.fold == _NO_FOLD for f in fields)
+    if 0 < without < len(fields):
+        raise WsiError(
+            f"{table}: {without} of {len(fields)} rows have no fold",
+            hint="give every row a fold, or leave the column out",
+        )
+    return split_by_case(fields) if without else fields
+
+
+def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
+    """The same fields with folds: whole cases, every class spread as evenly as its cases allow.
+
+    Cases go by a hash of their name into the fold that has fewest cases of their class, so that the same labels always
+    give the same folds.
+
+    Raises:
+        WsiError: A class has fewer cases than two: it could not be on both sides.
+    """
+    classes = defaultdict(list)
+    for field in fields:
+        classes[field.case].append(field.label)
+    main = {case: Counter(sorted(labels)).most_common(1)[0][0] for case, labels in classes.items()}
+    for name, count in Counter(main.values()).items():
+        if count < 2:
+            raise WsiError(
+                f"class {name} comes from {count} case: training and test need one each",
+                hint="add cases, or say which files belong to which case in the column 'case'",
+            )
+    place: dict[str, int] = {}
+    load: Counter[tuple[str, int]] = Counter()
+    for case in sorted(main, key=lambda name: sha256(name.encode()).digest()):
+        fold = min(range(folds), key=lambda f: (load[main[case], f], sum(load[c, f] for c in set(main.values())), f))
+        load[main[case], fold] += 1
+        place[case] = fold
+    return [replace(field, fold=place[field.case]) for field in fields]
+
+
+def _rows_of_table(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        rows = list(reader)
+    missing = {"file", "class"} - set(reader.fieldnames or ())
+    if missing or not rows:
+        what = f"no column {' and '.join(sorted(missing))}" if missing else "no rows"
+        raise WsiError(f"{table} has {what}", hint="it needs the columns file and class, and one row per image")
+    return rows
+
+
+def _rows_of_folders(data: Path) -> list[dict[str, str]]:
+    folders = sorted(p for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        raise WsiError(
+            f"{data} has {len(folders)} folders and no labels.csv: needed two classes or more",
+            hint="put the images of each class into a folder of its name",
+        )
+    rows = []
+    for folder in folders:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGES)
+        if not files:
+            raise WsiError(f"the class folder {folder} is empty", hint=f"add images ({', '.join(IMAGES)}) or remove it")
+        for file in files:
+            inside = file.relative_to(folder)
+            case = f"{folder.name}/{inside.parts[0]}" if len(inside.parts) > 1 else str(file.relative_to(data))
+            rows.append({"file": str(file.relative_to(data)), "class": folder.name, "case": case})
+    return rows
+
+
+def _field(data: Path, row: dict[str, str], merge: Mapping[str, str], mpp: float | None) -> Field:
+    image = data / row["file"]
+    if not image.is_file():
+        raise WsiError(f"{data / 'labels.csv'} names {row['file']}, which is not there", hint="correct the row")
+    label = row["class"].strip()
+    try:
+        said = float(row["mpp"]) if row.get("mpp") else mpp
+        fold = int(row["fold"]) if row.get("fold") else _NO_FOLD
+    except ValueError as error:
+        raise WsiError(f"{data / 'labels.csv'}: {row['file']}: {error}", hint="mpp and fold are numbers") from error
+    if said is None or not 0.05 <= said <= 20:
+        raise WsiError(
+            f"µm/px of {row['file']} is {'missing' if said is None else said}: needed 0.05 to 20",
+            hint="add a column mpp, or say source_mpp in the recipe",
+        )
+    return Field(
+        image=image,
+        mask=data / row["mask"] if row.get("mask") else None,
+        source="data",
+        label=merge.get(label, label),
+        finding=label,
+        case=row.get("case") or row["file"],
+        fold=fold,
+        mpp_yx=(said, said),
+    )
