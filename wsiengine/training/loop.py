@@ -45,7 +45,7 @@ class Recipe:
     joins: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seed: int = 0
-    iterations: int = 1200
+    iterations: int = 700
     small_until: float = 0.75
     sides_px: tuple[int, int] = (160, 224)
     batches: tuple[int, int] = (32, 24)

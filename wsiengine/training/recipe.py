@@ -69,7 +69,8 @@ class OwnRecipe:
             raise WsiError(f"the recipe {file} has {what}", hint=f"entries are {', '.join(sorted(known))}")
         for name, value in said.items():
             _check(file, name, value)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
+        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+        return cls(**entries)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

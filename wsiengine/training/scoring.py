@@ -123,8 +123,8 @@ def score(
         logits.append(scores)
         epithelium.append(covered if gated else np.ones_like(covered))
         drawn.append(masks)
-    columns = (np.concatenate(column) for column in (logits, epithelium, drawn))
-    return Scores(tuple(rows), *columns, classes=classes)
+    columns = [np.concatenate(column) for column in (logits, epithelium, drawn)]
+    return Scores(tuple(rows), columns[0], columns[1], columns[2], classes)
 
 
 def negative_windows(fields: Iterable[Field], predict: Predict, mpp: float) -> Scores:
