@@ -1,42 +1,290 @@
-"""The stain and contrast recipe: fitted once per slide, applied to every block."""
+"""The stain and contrast recipe: fitted once per slide, applied to every block by kernels.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+A :class:`Normaliser` holds numbers only; what its steps (:mod:`wsiengine.steps`) need round a block adds up to
+:attr:`Normaliser.halo_px`. Order: resample (the slide's reader) → stain → CLAHE.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wsiengine.errors import PlanError
 from wsiengine.geometry import Box, Mpp
+from wsiengine.recipe import Recipe, parse_recipe
+from wsiengine.sampling import sample_slide
+from wsiengine.slides.base import Slide
+from wsiengine.steps import KINDS, BackgroundStep, ClaheStep, DensityStep, LinearStep, Numbers, ReinhardStep, Step
+from wsikernels.clahe_stain import stain_channel
+from wsikernels.lab import lab_of_rgb, levels_of_rgb
+from wsikernels.published import GREY_MATRIX, colour_moments, demean_terms, whiten_terms
+from wsikernels.reinhard import reinhard_terms
+from wsikernels.stain import concentrations, mixing_matrix, optical_density
+from wsikernels.stain_fit import (
+    FEWEST_PIXELS,
+    StainFit,
+    Unfit,
+    fit_macenko,
+    fit_reinhard,
+    fit_vahadane,
+    stained,
+    standard_fit,
+)
+
+__all__ = ["Normaliser", "Recipe", "fit_normaliser", "fit_target", "parse_recipe"]
+
+_RATIOS = (0.4, 2.5)  # a stain is made at most so much fainter or stronger: beyond, noise is painted
+_FOREIGN = 0.25  # share of the density that no mixture of the measured stains explains, from which they do not apply
+_GLASS_L = 94.0  # L of glass where a slide shows none
+_GLASS_LEVELS = (200, 250)  # where glass begins, in levels of L, is believed within these
+_SMALLEST_REGION_PX = 8
+_FITS = {"macenko": fit_macenko, "vahadane": fit_vahadane, "standard": standard_fit}
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    steps: tuple[Mapping[str, Any], ...] = ()
-
-    def __str__(self) -> str:
-        return "+".join(s["step"] for s in self.steps) or "none"
-
-
-def parse_recipe(steps: Sequence[Mapping[str, Any]] | str) -> Recipe:
-    return Recipe()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Normaliser:
-    recipe: Recipe = Recipe()
-    halo_px: int = 0
+    """A recipe, fitted to one slide. Picklable; equal if it does the same.
+
+    Attributes:
+        recipe: What was asked for.
+        steps: What is done to every block.
+        fit: What was found: stain vectors and strengths, glass, number of sampled pixels.
+        notes: What a person should know, in sentences: what could not be fitted and what was done instead.
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    steps: tuple[Step, ...] = ()
+    fit: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def halo_px(self) -> int:
+        """Working pixels that :meth:`apply` needs on every side of a box."""
+        return sum(step.halo_px for step in self.steps)
+
     def apply(self, pixels: np.ndarray, box_px: Box) -> np.ndarray:
+        """The normalised pixels of ``box_px``.
+
+        Args:
+            pixels: (h + 2 halo, w + 2 halo, 3) uint8 RGB, read from ``box_px.grow(halo_px)``.
+            box_px: The wanted box, in absolute working pixels.
+
+        Returns:
+            (h, w, 3) uint8; ``pixels`` itself where there is nothing to do.
+
+        Raises:
+            ValueError: The pixels are not uint8 RGB or do not have that shape.
+        """
+        remaining = self.halo_px
+        expected = (box_px.height + 2 * remaining, box_px.width + 2 * remaining, 3)
+        if pixels.shape != expected or pixels.dtype != np.uint8:
+            raise ValueError(f"this box needs uint8 pixels of shape {expected}, not {pixels.dtype} {pixels.shape}")
+        for step in self.steps:
+            remaining -= step.halo_px
+            pixels = step.apply(pixels, box_px.grow(remaining))
         return pixels
 
     def to_json(self) -> str:
-        return "{}"
+        """Everything, as one line of JSON; the same text for the same normaliser."""
+        facts = {
+            "version": 1,
+            "recipe": [dict(step) for step in self.recipe.steps],
+            "steps": [{"kind": step.kind, **asdict(step)} for step in self.steps],  # type: ignore[call-overload]
+            "fit": dict(self.fit),
+            "notes": list(self.notes),
+        }
+        return json.dumps(facts, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Normaliser":
-        return cls()
+        """What :meth:`to_json` wrote, to the last bit."""
+        facts = json.loads(text)
+        if facts.get("version") != 1:
+            raise ValueError(f"a normaliser of version 1 is needed, not {facts.get('version')!r}")
+        steps = []
+        for stored in facts["steps"]:
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "kind"}
+            steps.append(KINDS[stored["kind"]](**values))
+        return cls(Recipe(tuple(facts["recipe"])), tuple(steps), facts["fit"], tuple(facts["notes"]))
 
 
-def fit_normaliser(recipe: Recipe, slide: Any, tissue: Any, mpp: Mpp) -> Normaliser:
-    return Normaliser(recipe)
+def fit_normaliser(recipe: Recipe, slide: Slide, tissue: Any, mpp: Mpp) -> Normaliser:
+    """Fit a recipe to a slide.
+
+    Args:
+        recipe: What to do.
+        slide: Read at few places on a slide-fixed lattice (about 1 µm/px); no random numbers.
+        tissue: Has ``mask`` (rows, cols) bool with its corner at the slide's, and ``mpp`` of that mask.
+        mpp: µm per working pixel, on which the normaliser will be applied.
+
+    Raises:
+        PlanError: A CLAHE region is smaller than 8 working pixels.
+        UnreadableSlide: A sampled place cannot be decoded.
+    """
+    if not recipe:
+        return Normaliser(recipe)
+    sample = sample_slide(slide, tissue.mask, tissue.mpp)
+    fitting = _Fitting(sample.tissue, sample.glass, mpp)
+    for step in recipe.steps:
+        fitting.add(step)
+    return Normaliser(recipe, tuple(fitting.steps), fitting.found, tuple(fitting.notes))
+
+
+class _Fitting:
+    """Fits step after step; each sees the sampled pixels as the steps before leave them."""
+
+    def __init__(self, tissue: np.ndarray, glass: np.ndarray, mpp: Mpp) -> None:
+        self.tissue, self.glass, self.mpp = tissue, glass, mpp
+        self.steps: list[Step] = []
+        self.notes: list[str] = []
+        self.found: dict[str, Any] = {"tissue_pixels": len(tissue), "glass_pixels": len(glass)}
+        self.target_vectors: np.ndarray | None = None
+
+    def add(self, step: Mapping[str, Any]) -> None:
+        fit = self._stain if step["step"] in _FITS else getattr(self, f"_{step['step']}")
+        made: Step | None = fit(step)
+        if made is None:
+            return
+        self.steps.append(made)
+        if made.halo_px == 0:
+            self.tissue, self.glass = (
+                made.apply(pixels[None], Box(0, 0, 1, len(pixels)))[0] for pixels in (self.tissue, self.glass)
+            )
+
+    def _stain(self, step: Mapping[str, Any]) -> Step | None:
+        fit = self._believable_fit(step)
+        if fit is None:
+            return None
+        target = step["target"]
+        ratios = np.array(target["strengths"]) / fit.strengths
+        limited = np.clip(ratios, *_RATIOS)
+        if not np.array_equal(ratios, limited):
+            self.notes.append(
+                f"The stains would have to be changed {ratios[0]:.1f}- and {ratios[1]:.1f}-fold to reach the target; "
+                f"this is limited to {_RATIOS[0]}- to {_RATIOS[1]}-fold."
+            )
+        self.found |= {"vectors": [list(v) for v in fit.vectors], "strengths": list(fit.strengths), "target": target}
+        self.target_vectors = np.array(target["vectors"])
+        matrix = mixing_matrix(fit.matrix, self.target_vectors, (limited[0], limited[1]), step["residual"])
+        return DensityStep(_flat(matrix))
+
+    def _believable_fit(self, step: Mapping[str, Any]) -> StainFit | None:
+        """The fit, or the measured vectors where they explain the slide, or None: colours are left as they are."""
+        name, stains = step["step"], step["stains"]
+        try:
+            if name != "standard":
+                return _FITS[name](self.tissue, stains)
+            reason = ""
+        except Unfit as unfit:
+            reason = f"The stains could not be fitted ({name}): {unfit}. "
+        dense = self.tissue[stained(self.tissue, stains)]
+        if len(dense) < FEWEST_PIXELS:
+            self.notes.append((reason or "Too little of the slide is stained. ") + "Its colours are left as they are.")
+            return None
+        fit = standard_fit(self.tissue, stains)
+        amounts = concentrations(optical_density(dense), fit.matrix)
+        foreign = (np.abs(amounts[:, 2]) - np.minimum(amounts[:, :2], 0).sum(axis=1)).sum() / np.abs(amounts).sum()
+        if foreign > _FOREIGN or min(fit.strengths) < 0.05:
+            self.notes.append((reason or "The measured vectors do not fit. ") + "Its colours are left as they are.")
+            return None
+        if reason:
+            self.notes.append(reason + "The vectors of Ruifrok and Johnston are used instead.")
+        return fit
+
+    def _reinhard(self, step: Mapping[str, Any]) -> Step | None:
+        glass_l = float(np.percentile(lab_of_rgb(self.glass)[:, 0], 5)) if len(self.glass) else _GLASS_L
+        colours = lab_of_rgb(self.tissue)
+        try:
+            fit = fit_reinhard(colours[colours[:, 0] < glass_l - 2])
+            target = step["target"]
+            gain = np.clip(np.array(target["deviation"]) / np.maximum(fit.deviation, 1e-6), *_RATIOS)
+            to = np.array(target["mean"])
+            terms = reinhard_terms(np.array(fit.mean), np.array(fit.deviation), to, gain * fit.deviation, glass_l)
+        except ValueError as unfit:  # too few pixels, or all of one colour
+            self.notes.append(f"The colours could not be fitted (reinhard): {unfit}. They are left as they are.")
+            return None
+        self.found |= {"mean": list(fit.mean), "deviation": list(fit.deviation), "target": target, "glass_l": glass_l}
+        return ReinhardStep(_flat(terms))
+
+    def _grey(self, step: Mapping[str, Any]) -> Step:
+        return LinearStep(_flat(GREY_MATRIX), (0.0, 0.0, 0.0))
+
+    def _background(self, step: Mapping[str, Any]) -> Step:
+        return BackgroundStep(step["sigma_um"] / self.mpp.mean)
+
+    def _demean(self, step: Mapping[str, Any]) -> Step | None:
+        return self._linear(step, lambda mean, covariance: demean_terms(mean))
+
+    def _whiten(self, step: Mapping[str, Any]) -> Step | None:
+        return self._linear(step, lambda mean, covariance: whiten_terms(mean, covariance, step["mode"] == "pca"))
+
+    def _linear(self, step: Mapping[str, Any], terms: Any) -> Step | None:
+        if len(self.tissue) < FEWEST_PIXELS:
+            self.notes.append(f"Too little tissue to fit the step {step['step']}: it is left out.")
+            return None
+        matrix, offset = terms(*colour_moments(self.tissue))
+        return LinearStep(_flat(matrix), _flat(offset))
+
+    def _clahe(self, step: Mapping[str, Any]) -> Step | None:
+        region_px = round(step["region_um"] / self.mpp.mean)
+        if region_px < _SMALLEST_REGION_PX:
+            raise PlanError(
+                f"a CLAHE region of {step['region_um']:g} µm is {region_px} px at {self.mpp}; "
+                f"at least {_SMALLEST_REGION_PX} px are needed.",
+                hint=f"set region_um to {_SMALLEST_REGION_PX * self.mpp.mean:.0f} or more.",
+            )
+        if step["channel"] == "lab":
+            glass = _glass_level(levels_of_rgb(self.glass))
+            self.found["glass_level"] = glass
+            return ClaheStep(region_px, float(step["clip"]), glass)
+        vectors = self.target_vectors
+        if vectors is None:
+            fit = self._believable_fit({"step": "macenko", "stains": "he"})
+            if fit is None:
+                return None
+            vectors = fit.matrix
+        glass = (
+            _glass_level(stain_channel(self.glass[None], vectors)[0]) if len(self.glass) else _glass_level(self.glass)
+        )
+        self.found["glass_level"] = glass
+        return ClaheStep(region_px, float(step["clip"]), glass, _flat(vectors))
+
+
+def _glass_level(levels: np.ndarray) -> int:
+    """Where bare glass begins: nearly all glass is brighter. Pure white was filled in and says nothing of the glass."""
+    seen = levels[(levels >= _GLASS_LEVELS[0]) & (levels < 255)]
+    if len(seen) < FEWEST_PIXELS:
+        return 235
+    return int(np.clip(np.percentile(seen, 2) - 2, *_GLASS_LEVELS))
+
+
+def _flat(values: np.ndarray) -> Numbers:
+    return tuple(float(v) for v in np.ravel(values))
+
+
+def fit_target(step: str, picture: Path, stains: str = "he") -> dict[str, Any]:
+    """The target that a reference picture of tissue sets for a stain step, as numbers.
+
+    Raises:
+        PlanError: The picture cannot be read, or its stains cannot be fitted.
+    """
+    import cv2
+
+    pixels = cv2.imread(str(picture), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise PlanError(f"{picture} cannot be read as a picture.", hint="give a PNG or JPEG of H&E tissue.")
+    flat = np.ascontiguousarray(pixels[..., ::-1]).reshape(-1, 3)
+    try:
+        if step == "reinhard":
+            colours = lab_of_rgb(flat)
+            found = fit_reinhard(colours[colours[:, 0] < _GLASS_L - 8])
+            return {"mean": list(found.mean), "deviation": list(found.deviation)}
+        fit = _FITS[step](flat, stains)
+    except Unfit as unfit:
+        raise PlanError(
+            f"{picture} cannot be a target: {unfit}.", hint="take a picture full of stained tissue."
+        ) from None
+    return {"vectors": [list(v) for v in fit.vectors], "strengths": list(fit.strengths)}

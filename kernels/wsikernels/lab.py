@@ -126,3 +126,19 @@ def move_lightness(line, moves, out):
         out[3 * x] = red
         out[3 * x + 1] = green
         out[3 * x + 2] = blue
+
+
+def levels_of_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Levels of L, round(2.55 L), of colours (n, 3) uint8 → (n,) uint8."""
+    levels = np.empty((1, len(pixels)), np.uint8)
+    lightness_levels(np.ascontiguousarray(pixels).reshape(-1), 3 * len(pixels), 0, 0, levels)
+    return levels[0]
+
+
+def lab_of_rgb(pixels: np.ndarray) -> np.ndarray:
+    """L, a, b of colours (n, 3) uint8 → (n, 3) float64, exactly: for fits, not for pictures."""
+    x = np.arange(256) / 255
+    linear = np.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
+    t = linear[pixels] @ (RGB_TO_XYZ / WHITE[:, None]).T
+    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)

@@ -1,0 +1,116 @@
+"""The fitted steps of a normaliser: numbers from the fit, pixels from the kernels.
+
+Every step is a function of a pixel, or of its neighbourhood on a grid fixed to the slide: a pixel has the same value in
+whichever block it is computed.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from wsiengine.geometry import Box
+from wsikernels.clahe import clahe_lab, margin_px
+from wsikernels.clahe_stain import clahe_haematoxylin
+from wsikernels.published import apply_linear, background_margin_px, subtract_background
+from wsikernels.reinhard import apply_reinhard
+from wsikernels.stain import DensityTables, apply_density
+
+Numbers = tuple[float, ...]
+
+
+class Step(Protocol):
+    """One fitted step. ``pixels`` reach ``halo_px`` beyond ``box``; the result is ``box``."""
+
+    kind: ClassVar[str]
+
+    @property
+    def halo_px(self) -> int: ...
+
+    def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DensityStep:
+    """A matrix on optical densities, row by row."""
+
+    matrix: Numbers
+    kind: ClassVar[str] = "density"
+    halo_px: ClassVar[int] = 0
+
+    def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        return apply_density(pixels, _tables(self.matrix))
+
+
+@lru_cache(maxsize=8)
+def _tables(matrix: Numbers) -> DensityTables:
+    return DensityTables(np.reshape(matrix, (3, 3)))
+
+
+@dataclass(frozen=True, slots=True)
+class ReinhardStep:
+    """Colour transfer in Lab."""
+
+    terms: Numbers
+    kind: ClassVar[str] = "reinhard"
+    halo_px: ClassVar[int] = 0
+
+    def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        return apply_reinhard(pixels, np.array(self.terms, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearStep:
+    """pixel @ matrix + offset: grey, demean, whiten."""
+
+    matrix: Numbers
+    offset: Numbers
+    kind: ClassVar[str] = "linear"
+    halo_px: ClassVar[int] = 0
+
+    def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        return apply_linear(pixels, np.reshape(self.matrix, (3, 3)), np.array(self.offset))
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundStep:
+    """Minus the Gaussian mean of the neighbourhood."""
+
+    sigma_px: float
+    kind: ClassVar[str] = "background"
+
+    @property
+    def halo_px(self) -> int:
+        return background_margin_px(self.sigma_px)
+
+    def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        return subtract_background(pixels, self.sigma_px)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaheStep:
+    """CLAHE on L, or, with the slide's stain vectors (six numbers), on haematoxylin."""
+
+    region_px: int
+    clip: float
+    glass: int
+    vectors: Numbers = ()
+    kind: ClassVar[str] = "clahe"
+
+    @property
+    def halo_px(self) -> int:
+        return margin_px(self.region_px)
+
+    def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        corner = (box.y0 - self.halo_px, box.x0 - self.halo_px)
+        inner = (box.y0, box.x0, box.y1, box.x1)
+        if not self.vectors:
+            return clahe_lab(pixels, corner, self.region_px, self.clip, self.glass, inner)
+        vectors = np.reshape(self.vectors, (2, 3))
+        return clahe_haematoxylin(pixels, corner, self.region_px, self.clip, self.glass, inner, vectors)
+
+
+KINDS: dict[str, type] = {
+    step.kind: step for step in (DensityStep, ReinhardStep, LinearStep, BackgroundStep, ClaheStep)
+}
