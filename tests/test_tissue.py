@@ -17,6 +17,7 @@ from wsiengine import tissue as tissue_module
 from wsiengine.errors import OutputError, ResolutionError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.slides import open_slide
+from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
 from wsiengine.tissue import TissueMask, find_tissue, read_whole, tissue_cost, tissue_picture
 from wsiengine.tissue_rules import find_glass, segment
 
@@ -244,15 +245,17 @@ def test_the_mask_does_not_depend_on_how_the_slide_is_read(monkeypatch: pytest.M
     assert max(read.box.area for read in slide.reads[reads:]) <= 3_000
 
 
-def test_cost_is_what_is_read() -> None:
-    pixels = fine_section()
-    for downsamples in [(1, 4), (1, 2, 8), (1,)]:
-        slide = ArraySlide(pixels, 2.0, downsamples=downsamples)
-        cost = tissue_cost(slide.info)
+@pytest.mark.parametrize("cheap_px", [0, 10_000, 10**9])
+def test_cost_is_what_is_read(monkeypatch: pytest.MonkeyPatch, cheap_px: int) -> None:
+    monkeypatch.setattr(tissue_module, "_CHEAP_PX", cheap_px)
+    costs = []
+    for downsamples in [(1,), (1, 4), (1, 2, 4)]:
+        slide = ArraySlide(fine_section(), 2.0, downsamples=downsamples)
+        costs.append(tissue_cost(slide.info))
         find_tissue(slide)
-        read = sum(r.box.area for r in slide.reads) / 1e6
-        assert cost == pytest.approx(read, rel=0.05)
-    assert tissue_cost(ArraySlide(pixels, 2.0, downsamples=(1, 4)).info) < 0.1 * tissue_cost(slide.info)
+        assert costs[-1] == pytest.approx(sum(r.box.area for r in slide.reads) / 1e6, rel=0.05)
+    pixels = [84_000, 84_000, 21_000] if cheap_px == 10**9 else [84_000, 5_300, 5_300]
+    np.testing.assert_allclose(np.array(costs) * 1e6, pixels, rtol=0.02)
 
 
 def test_a_slide_without_mpp_is_refused() -> None:
@@ -450,6 +453,17 @@ def test_real_pixels_agree_over_pyramids() -> None:
     pixels = slide.read_level(0, Box.of(size))
     copy = ArraySlide(pixels, slide.info.mpp, downsamples=(1, 4, 16))
     assert iou(find_tissue(slide).mask, find_tissue(copy).mask) >= 0.99
+
+
+@pytest.mark.parametrize("downsamples", [(1, 4), (1, 4, 16)])
+def test_real_pixels_agree_over_pyramids_of_jpeg(tmp_path: Path, downsamples: tuple[int, ...]) -> None:
+    slide = open_slide(slide_path("CMU-1-Small-Region.svs"))
+    size, mpp = slide.info.size_l0, slide.info.mpp
+    pixels = slide.read_level(0, Box.of(size))
+    write_pyramid(tmp_path / "a.svs", pixels, size, mpp, PyramidLayout(downsamples=downsamples, quality=80))
+    other = open_slide(tmp_path / "a.svs")
+    assert tissue_cost(other.info) < 0.1 * tissue_cost(slide.info)
+    assert iou(find_tissue(slide).mask, find_tissue(other).mask) >= 0.99
 
 
 def test_a_level_near_8_um_is_quick() -> None:

@@ -9,13 +9,15 @@ half and finds tissue on an empty one; a fixed density does neither.
 2. Ink: pen and border pixels are told from stain by the ratio of their three densities (haematoxylin, eosin, DAB and
    their mixtures never absorb green least, and are never black over a large area), then by size and by what surrounds
    them.
-3. Stain: colour plus half the density, but at most twice the colour, so that grey (shadows, dust, hairs, the rims of
-   bubbles) never counts; smoothed; two thresholds (hysteresis).
+3. Stain: the mean density, smoothed, but at most four times the colour (largest less smallest density) around it, so
+   that grey things (shadows, dust, hairs, the rims of bubbles) do not count. The mean density gives the outline because
+   JPEG keeps it sharp: at 8 µm/px the halved colour planes of a stored level smear colour by 16 µm. Two thresholds.
 4. Specks, fibres and holes by µm.
 
 Arrays are worked through in strips of rows: a whole glass slide (29 million pixels) needs some 20 bytes a pixel.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,10 +25,12 @@ import cv2
 import numpy as np
 
 BLUR_UM = 10.0  # joins the cells of loose tissue, averages JPEG noise
-WEAK_OD = 0.035  # pale tissue at its edge; glass varies by 0.004–0.01
-FIRM_OD = 0.055  # a piece of tissue has this over more than a fibre's width …
-STRONG_OD = 0.08  # … and reaches this somewhere
-FULL_OD = 0.2  # denser counts no more: dark tissue must not smear its edge further out than pale tissue does
+COLOUR_UM = 32.0  # where colour is looked for: blue and brown cells side by side are not grey
+COLOUR_GAIN = 4.0
+WEAK_OD = 0.025  # pale tissue at its edge; glass varies by 0.004–0.01
+EDGE_SHARE, EDGE_OD = 0.3, 0.05  # dark tissue ends where the density falls to this share of it, at most to this density
+FIRM_OD = 0.035  # a piece of tissue has this over more than a fibre's width …
+STRONG_OD = 0.05  # … and reaches this somewhere
 SPECK_UM2 = 8_000.0  # a disc of 100 µm: less is dust or a few loose cells
 FIBRE_UM = 40.0  # a piece nowhere thicker than this is a hair or a thread
 HOLE_UM2 = 20_000.0  # lumina and fat belong to the tissue, tears and large cavities do not
@@ -35,8 +39,9 @@ FRINGE_UM = 60.0  # how far a stroke's pale edge reaches
 
 _STRIP_PX = 1 << 18  # pixels worked on at once: stays in the cache
 _GLASS_SAMPLE = 1 << 20  # pixels looked at for the colour of glass
-_FILLED = 253  # this bright in all channels: filled in by software, not seen through glass
-_LN = np.log(np.maximum(np.arange(256, dtype=np.float32), 16))  # darker than 16 is noise: ratios of it mean nothing
+_FILLED = 252.0  # mean of the channels: brighter is filled in by software (and JPEG), not seen through glass
+_DARKEST = np.float32(16)  # below is noise: ratios of densities mean nothing
+_LN = np.log(np.maximum(np.arange(256, dtype=np.float32), _DARKEST))
 _VIVID, _BLACK, _RED, _FRINGE, _STAINED = (np.uint8(1 << bit) for bit in range(5))
 
 
@@ -52,11 +57,13 @@ def segment(rgb: np.ndarray, pixel_um: float) -> np.ndarray:
     """Tissue of a slide: (rows, cols, 3) uint8 RGB at ``pixel_um`` µm/px → (rows, cols) bool."""
     if not rgb.size:
         return np.zeros(rgb.shape[:2], bool)
-    stain, kinds = measure(rgb, find_glass(rgb).colour)
-    ink = find_ink(kinds, pixel_um)
-    del kinds
-    cv2.GaussianBlur(stain, (0, 0), BLUR_UM / pixel_um, dst=stain, borderType=cv2.BORDER_REPLICATE)
-    return _fill_holes(_pieces(stain, ink, pixel_um), ink, pixel_um)
+    rows, cols = rgb.shape[:2]
+    if min(rows, cols) < 8:  # OpenCV takes an array of one pixel for a number
+        rgb = np.pad(rgb, ((0, max(0, 8 - rows)), (0, max(0, 8 - cols)), (0, 0)), mode="edge")
+        return segment(rgb, pixel_um)[:rows, :cols]
+    glass = find_glass(rgb).colour
+    ink = find_ink(classify(rgb, glass), pixel_um)
+    return _fill_holes(_pieces(stain(rgb, glass, pixel_um), ink, pixel_um), ink, pixel_um)
 
 
 # --- glass ---------------------------------------------------------------------------------------
@@ -83,7 +90,7 @@ def find_glass(rgb: np.ndarray) -> Glass:
     near = counts + np.roll(counts, 1) + np.roll(counts, -1)
     bright = int(np.flatnonzero(near >= max(enough, 0.2 * near.max()))[-1])  # the brightest that counts, …
     peak = bright - 4 + int(np.argmax(near[bright - 4 : bright + 1]))  # … at its summit
-    red, green, blue = np.median(colours[np.abs(grey - peak) <= 2], axis=0)
+    red, green, blue = colours[np.abs(grey - peak) <= 3].mean(axis=0)  # a mean has fractions of a level
     return Glass((float(red), float(green), float(blue)), len(colours) / pixels)
 
 
@@ -97,34 +104,52 @@ def _bright_and_flat(rgb: np.ndarray, step: int) -> tuple[np.ndarray, int]:
     square = cv2.sqrBoxFilter(grey, cv2.CV_32F, (5, 5), borderType=cv2.BORDER_REPLICATE)
     flat = (square - mean * mean)[:, ::step] <= 4.0
     rgb = rgb[:, ::step]
-    least = rgb.min(axis=-1)
-    return rgb[flat & (least >= 190) & (least < _FILLED)], int(np.count_nonzero(least >= _FILLED))
+    filled = grey[:, ::step] >= _FILLED
+    return rgb[flat & ~filled & (rgb.min(axis=-1) >= 190)], int(np.count_nonzero(filled))
 
 
-# --- densities -----------------------------------------------------------------------------------
+# --- stain ---------------------------------------------------------------------------------------
 
 
-def measure(rgb: np.ndarray, glass: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """How stained each pixel is, and what else it may be.
+def stain(rgb: np.ndarray, glass: tuple[float, float, float], pixel_um: float) -> np.ndarray:
+    """How stained each pixel is, smoothed: (rows, cols) float32, a density, at least 0."""
+    density, colour = np.empty(rgb.shape[:2], np.float32), np.empty(rgb.shape[:2], np.float32)
+    sigma = BLUR_UM / pixel_um
+    halo = math.ceil(4 * sigma) + 1
+    for rows in _strips(rgb.shape):
+        first = max(rows.start - halo, 0)
+        strip = rgb[first : rows.stop + halo].astype(np.float32)
+        strip[strip.sum(axis=-1) >= 3 * _FILLED] = glass
+        cv2.GaussianBlur(strip, (0, 0), sigma, dst=strip, borderType=cv2.BORDER_REPLICATE)
+        inner = strip[rows.start - first :][: rows.stop - rows.start]
+        red, green, blue = (
+            np.float32(np.log(value)) - cv2.log(np.maximum(plane, _DARKEST))
+            for plane, value in zip(cv2.split(inner), glass, strict=True)
+        )
+        density[rows] = (red + green + blue) / 3
+        colour[rows] = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
+    cv2.GaussianBlur(colour, (0, 0), COLOUR_UM / pixel_um, dst=colour, borderType=cv2.BORDER_REPLICATE)
+    colour *= COLOUR_GAIN
+    return np.clip(density, 0, colour, out=density)
 
-    Returns (stain, kinds): stain (rows, cols) float32, as the module says, at most ``FULL_OD``; kinds (rows, cols)
-    uint8, a bit for each of vivid ink, black, red ink, the fringe of ink, stained.
-    """
-    stain, kinds = np.empty(rgb.shape[:2], np.float32), np.empty(rgb.shape[:2], np.uint8)
+
+# --- ink -----------------------------------------------------------------------------------------
+
+
+def classify(rgb: np.ndarray, glass: tuple[float, float, float]) -> np.ndarray:
+    """What each pixel may be: (rows, cols) uint8, a bit each for vivid ink, black, red ink, fringe of ink, stained."""
+    kinds = np.empty(rgb.shape[:2], np.uint8)
     tables = [np.float32(np.log(value)) - _LN for value in glass]
     for rows in _strips(rgb.shape):
-        planes = cv2.split(rgb[rows])
-        red, green, blue = (cv2.LUT(plane, table) for plane, table in zip(planes, tables, strict=True))
-        stain[rows], kinds[rows] = _measure_strip(red, green, blue)
-        stain[rows][cv2.min(cv2.min(planes[0], planes[1]), planes[2]) >= _FILLED] = 0  # whatever the glass
-    return stain, kinds
+        planes = zip(cv2.split(rgb[rows]), tables, strict=True)
+        kinds[rows] = _classify_strip(*(cv2.LUT(plane, table) for plane, table in planes))
+    return kinds
 
 
-def _measure_strip(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``measure`` of three planes of density."""
+def _classify_strip(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
+    """``classify`` of three planes of density."""
     most, least = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     mean, colour = (red + green + blue) / 3, most - least
-    stain = np.clip(colour + 0.5 * np.clip(mean, 0, 2 * colour), 0, FULL_OD)
     green_hue = (green < 0.85 * blue) & (green < 0.7 * red)  # no stain of H&E or DAB absorbs green least
     blue_hue = (green > blue) & (green < 1.05 * red)
     vivid = green_hue & (colour > 0.15)
@@ -135,15 +160,12 @@ def _measure_strip(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> tupl
     fringe = cv2.max(colour, mean) < 0.25
     fringe |= (colour < 0.15 * mean) | (green_hue & (colour > 0.04)) | (blue_hue & (blue < 0.5 * red))
     fringe |= (red < 0.2 * green) & (blue > 0.65 * green)
-    kinds = vivid * _VIVID | black * _BLACK | red_ink * _RED | fringe * _FRINGE | (stain > STRONG_OD) * _STAINED
-    return stain, kinds
-
-
-# --- ink -----------------------------------------------------------------------------------------
+    stained = cv2.min(mean, colour) > STRONG_OD
+    return vivid * _VIVID | black * _BLACK | red_ink * _RED | fringe * _FRINGE | stained * _STAINED
 
 
 def find_ink(kinds: np.ndarray, pixel_um: float) -> np.ndarray:
-    """Pen strokes, black borders and fills, with their fringes: (rows, cols) uint8 of ``measure`` → bool.
+    """Pen strokes, black borders and fills, with their fringes: (rows, cols) uint8 of ``classify`` → bool.
 
     Black and red occur in tissue too (melanin, carbon, folds, blood): there they are enclosed by it.
     """
@@ -182,15 +204,16 @@ def _outside_tissue(ink: np.ndarray, tissue: np.ndarray, pixel_um: float) -> np.
 
 
 def _pieces(stain: np.ndarray, ink: np.ndarray, pixel_um: float) -> np.ndarray:
-    """The connected parts of weak stain that are large enough, thicker than a fibre, and hold a strong pixel."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        ((stain > WEAK_OD) & ~ink).view(np.uint8), connectivity=8
-    )
+    """The connected parts of stain that are large enough, thicker than a fibre, and hold a strong pixel."""
+    darkest = cv2.dilate(stain, np.ones((5, 5), np.uint8))
+    tissue = (stain > np.clip(np.float32(EDGE_SHARE) * darkest, WEAK_OD, EDGE_OD)) & ~ink
+    del darkest
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue.view(np.uint8), connectivity=8)
     speck_px = min(SPECK_UM2 / pixel_um**2, stain.size / 4)  # a slide smaller than a speck may still be tissue
     keep = stats[:, cv2.CC_STAT_AREA] >= speck_px
-    keep &= _holding(labels, (stain > STRONG_OD) & ~ink, count)
+    keep &= _holding(labels, (stain > STRONG_OD) & tissue, count)
     width = round(FIBRE_UM / pixel_um)
-    firm = cv2.erode(((stain > FIRM_OD) & ~ink).view(np.uint8), np.ones((width, width), np.uint8))
+    firm = cv2.erode(((stain > FIRM_OD) & tissue).view(np.uint8), np.ones((width, width), np.uint8))
     keep &= _holding(labels, firm > 0, count)
     keep[0] = False
     return keep[labels]
