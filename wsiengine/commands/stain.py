@@ -18,9 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wsiengine.normalise import parse_recipe, stain_report
     from wsiengine.output import make_folder
+    from wsiengine.recipe import parse_recipe
     from wsiengine.slides import open_slide
+    from wsiengine.stain_report import stain_report
     from wsiengine.wording import slide_words
 
     recipe = parse_recipe(args.normalise)
