@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-WIDTH_PX, COLOURS = 960, 200
+WIDTH_PX, COLOURS = 960, 256
 
 
 def main(demo: Path) -> None:
@@ -16,7 +16,9 @@ def main(demo: Path) -> None:
     overlay = Image.open(demo / "planted" / "overlay.png").convert("RGB")
     height_px = round(overlay.height * WIDTH_PX / overlay.width)
     small = overlay.resize((WIDTH_PX, height_px), Image.Resampling.LANCZOS)
-    small.quantize(COLOURS, dither=Image.Dither.NONE).save(Path(__file__).with_name("demo.png"), optimize=True)
+    small.quantize(COLOURS, kmeans=1, dither=Image.Dither.NONE).save(
+        Path(__file__).with_name("demo.png"), optimize=True
+    )
 
 
 if __name__ == "__main__":
