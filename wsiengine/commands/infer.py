@@ -9,6 +9,7 @@ from typing import Any
 
 from wsiengine.commands.arguments import add_drawing, add_mpp, fraction, memory, whole
 from wsiengine.errors import SlideNotFound
+from wsiengine.events import Event
 from wsiengine.terminal import Display, make_display
 
 SLIDE_SUFFIXES = [
@@ -67,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     folders = output_folders(slides, args.output)
     rows = []
     for slide, folder in zip(slides, folders, strict=True):
+        display(Event("slide", {"slide": slide, "folder": str(folder)}))
         rows.append((slide, *_one(slide, folder, args, display)))
+    named = [{"slide": row[0], "folder": str(folder), "ok": row[1]} for row, folder in zip(rows, folders, strict=True)]
+    display(Event("summary", {"slides": named}))
     if len(rows) > 1:
         _summary_table(rows, display)
     return 0 if all(ok for _, ok, _ in rows) else 1
