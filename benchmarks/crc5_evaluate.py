@@ -17,25 +17,10 @@ import cv2
 import numpy as np
 
 from wsiengine.models.registry import load_model
-from wsiengine.models.runtime import Runtime
+from wsiengine.training.assess import model_predictor
 from wsiengine.training.data import CLASSES, read_fields
 from wsiengine.training.figures import asserted, diagnosed, false_diagnosis, gate_figures, softmax, table
-from wsiengine.training.scoring import Predict, Scores, negative_windows, score
-
-
-def predictor(name: str, threads: int) -> tuple[Predict, Any]:
-    """The model as scoring wants it, with the class channels joined into what is asserted, and its card."""
-    card = load_model(name)
-    runtime = Runtime(card, device="cpu", threads=threads)
-    side = card.input.size_px
-
-    def predict(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        column = tiles.reshape(-1, side, 3)
-        scores = runtime.scores(column, np.array([[i * side, 0] for i in range(len(tiles))]))
-        joined = [np.logaddexp.reduce(scores[:, list(m.channels)], axis=1) for m in card.map_classes]
-        return np.stack(joined, axis=1), scores[:, -1]
-
-    return predict, card
+from wsiengine.training.scoring import Scores, negative_windows, score
 
 
 def blur(tiles: np.ndarray) -> np.ndarray:
@@ -104,10 +89,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args(arguments)
-    predict, card = predictor(asked.model, asked.threads)
+    card = load_model(asked.model)
+    predict = model_predictor(card, threads=asked.threads)
     folds = {int(f) for f in asked.folds.split(",")}
     fields = [f for f in read_fields(asked.data) if f.fold in folds]
-    scores = score(fields, predict, card.input.mpp.x, edit=DAMAGE[asked.damage])
+    scores = score(fields, predict, card.input.mpp.mean, edit=DAMAGE[asked.damage])
     images = scores.by_field()
     below = card.uncertain.below if card.uncertain else 0.0
     found: dict[str, Any] = {
@@ -121,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
         "polyps": outcome(images.where(images.labels < 0), below),
     }
     if asked.damage == "none":
-        found["false_diagnosis"] = false_diagnosis(negative_windows(fields, predict, card.input.mpp.x))
+        found["false_diagnosis"] = false_diagnosis(negative_windows(fields, predict, card.input.mpp.mean))
     _print("tile", found["tile"])
     _print("image", found["image"])
     for name in ("outcome", "polyps", "gate", "false_diagnosis"):

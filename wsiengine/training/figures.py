@@ -1,5 +1,6 @@
 """Figures of crc5 from scores, as they stand on its card: by tile, image and set, with case-bootstrap intervals."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from wsiengine.evaluate import (
     Interval,
     auroc,
+    average_precision,
     balanced_accuracy,
     case_bootstrap,
     class_figures,
@@ -58,26 +60,45 @@ def _figures(scores: Scores, temperature: float) -> dict[str, Any]:
     labels, probability = scores.labels, softmax(scores.logits / temperature)
     counts = confusion(labels, asserted(scores), len(scores.classes))
     interval = balanced(scores)
-    cases = scores.column("case")
-    recall = class_figures(counts).recall
+    classes = {name: _one_class(scores, counts, probability, c) for c, name in enumerate(scores.classes)}
+    present = {name: found for name, found in classes.items() if found["rows"]}
     return {
-        "balanced_accuracy": round(interval.value, 3),
-        "interval_95": [round(interval.low, 3), round(interval.high, 3)],
+        "balanced_accuracy": _rounded(interval.value),
+        "interval_95": [_rounded(interval.low), _rounded(interval.high)],
         "cases": interval.cases,
         "rows": len(labels),
         "confusion": counts.tolist(),
-        "ece": round(reliability(labels, probability).error, 3),
-        "classes": {
-            name: {
-                "cases": len(np.unique(cases[labels == c])),
-                "rows": int((labels == c).sum()),
-                "recall": round(float(recall[c]), 3),
-                "auroc": round(auroc(labels == c, probability[:, c]), 3),
-            }
-            for c, name in enumerate(scores.classes)
-            if (labels == c).any()
-        },
+        "ece": _rounded(reliability(labels, probability).error),
+        "macro_auroc": _mean(found["auroc"] for found in present.values()),
+        "mean_average_precision": _mean(found["average_precision"] for found in present.values()),
+        "classes": present,
     }
+
+
+def _one_class(scores: Scores, counts: np.ndarray, probability: np.ndarray, c: int) -> dict[str, Any]:
+    has = scores.labels == c
+    one = class_figures(counts)
+    return {
+        "cases": len(np.unique(scores.column("case")[has])),
+        "rows": int(has.sum()),
+        "recall": _rounded(one.recall[c]),
+        "precision": _rounded(one.precision[c]),
+        "specificity": _rounded(one.specificity[c]),
+        "npv": _rounded(one.npv[c]),
+        "f1": _rounded(one.f1[c]),
+        "auroc": _rounded(auroc(has, probability[:, c])),
+        "average_precision": _rounded(average_precision(has, probability[:, c])),
+    }
+
+
+def _rounded(value: float) -> float | None:
+    """Three digits; None where undefined, as JSON has no NaN."""
+    return round(float(value), 3) if np.isfinite(value) else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return round(sum(known) / len(known), 3) if known else None
 
 
 def false_diagnosis(windows: Scores) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def score(
     edit: Callable = lambda tiles: tiles,
     classes: tuple[str, ...] = CLASSES,
     gated: bool = True,
+    tile_px: int = TILE_PX,
 ) -> Scores:
     """Cut, predict and collect.
 
@@ -113,11 +114,12 @@ def score(
         edit: Changes tiles beforehand (stain, blur, …): (N, rows, cols, 3) -> the same.
         classes: Names of the network's classes.
         gated: Whether the network learnt where epithelium is; if not, every tile counts as full of it.
+        tile_px: Side of a tile.
     """
     rows: list[Field] = []
     logits, epithelium, drawn = [], [], []
     for field in fields:
-        tiles, masks = _tiles(field, mpp)
+        tiles, masks = _tiles(field, mpp, tile_px)
         scores, covered = predict(edit(tiles))
         rows += [field] * len(tiles)
         logits.append(scores)
@@ -160,24 +162,25 @@ def _empty(mask: np.ndarray) -> Iterator[tuple[int, int]]:
                 yield y, x
 
 
-def _tiles(field: Field, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+def _tiles(field: Field, mpp: float, side: int) -> tuple[np.ndarray, np.ndarray]:
     pixels = load(field, mpp)
-    image = _at_least(pixels.image)
-    mask = None if pixels.mask is None else _at_least(pixels.mask)
-    corners = [(y, x) for y in _starts(image.shape[0]) for x in _starts(image.shape[1])]
-    tiles = np.stack([image[y : y + TILE_PX, x : x + TILE_PX] for y, x in corners])
+    image = _at_least(pixels.image, side)
+    mask = None if pixels.mask is None else _at_least(pixels.mask, side)
+    corners = [(y, x) for y in _starts(image.shape[0], side) for x in _starts(image.shape[1], side)]
+    tiles = np.stack([image[y : y + side, x : x + side] for y, x in corners])
     if mask is None:
         return tiles, np.full(len(tiles), np.nan, np.float32)
-    covered = [mask[y : y + TILE_PX, x : x + TILE_PX].mean() / 255 for y, x in corners]
+    covered = [mask[y : y + side, x : x + side].mean() / 255 for y, x in corners]
     return tiles, np.array(covered, np.float32)
 
 
-def _at_least(image: np.ndarray) -> np.ndarray:
-    missing = [max(0, TILE_PX - n) for n in image.shape[:2]]
+def _at_least(image: np.ndarray, side: int = TILE_PX) -> np.ndarray:
+    """The image, continued mirrored where it is smaller than a tile."""
+    missing = [max(0, side - n) for n in image.shape[:2]]
     (top, bottom), (left, right) = [(m // 2, m - m // 2) for m in missing]
     return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT_101) if any(missing) else image
 
 
-def _starts(extent: int) -> Iterator[int]:
-    count = -(-extent // TILE_PX)
-    yield from (round(i * (extent - TILE_PX) / max(1, count - 1)) for i in range(count))
+def _starts(extent: int, side: int) -> Iterator[int]:
+    count = -(-extent // side)
+    yield from (round(i * (extent - side) / max(1, count - 1)) for i in range(count))
