@@ -17,10 +17,25 @@ import cv2
 import numpy as np
 
 from wsiengine.models.registry import load_model
-from wsiengine.training.assess import model_predictor
+from wsiengine.models.card import Card
+from wsiengine.models.runtime import Runtime
 from wsiengine.training.data import CLASSES, read_fields
 from wsiengine.training.figures import asserted, diagnosed, false_diagnosis, gate_figures, softmax, table
-from wsiengine.training.scoring import Scores, negative_windows, score
+from wsiengine.training.scoring import Predict, Scores, negative_windows, score
+
+
+def model_predictor(card: Card, threads: int) -> Predict:
+    """The model as scoring wants it: the channels of an asserted class joined into its log probability, and the gate."""
+    runtime = Runtime(card, device="cpu", threads=threads)
+    side = card.input.size_px
+
+    def predict(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        column = np.ascontiguousarray(tiles).reshape(-1, side, 3)
+        scores = runtime.scores(column, np.array([[i * side, 0] for i in range(len(tiles))]))
+        joined = [np.logaddexp.reduce(scores[:, list(m.channels)], axis=1) for m in card.map_classes]
+        return np.stack(joined, axis=1), scores[:, -1]
+
+    return predict
 
 
 def blur(tiles: np.ndarray) -> np.ndarray:
@@ -90,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args(arguments)
     card = load_model(asked.model)
-    predict = model_predictor(card, threads=asked.threads)
+    predict = model_predictor(card, asked.threads)
     folds = {int(f) for f in asked.folds.split(",")}
     fields = [f for f in read_fields(asked.data) if f.fold in folds]
     scores = score(fields, predict, card.input.mpp.mean, edit=DAMAGE[asked.damage])
