@@ -15,9 +15,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 import dask
-import dask.array as da
 import numpy as np
-from dask.highlevelgraph import HighLevelGraph
 
 from wsiengine.geometry import Box, Lattice, Mpp
 from wsiengine.grid import Block, TileGrid
@@ -27,6 +25,7 @@ from wsiengine.slides.reading import require_mpp
 from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
 
 if TYPE_CHECKING:
+    import dask.array as da
     from distributed import Client
 
     from wsiengine.planning import Plan
@@ -115,7 +114,7 @@ def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[BlockScor
         client.cancel([future for future in list(running.futures) if not future.done()])
 
 
-def map_array(plan: "Plan") -> da.Array:
+def map_array(plan: "Plan") -> "da.Array":
     """The probability map of a plan as a lazy array: (rows, cols, channels) uint8, chunked like the blocks."""
     grid, side = plan.grid, plan.block_tiles
     name = f"wsiengine-map-{dask.base.tokenize(plan.job.key if plan.job else plan.fingerprint, side)}"
@@ -138,9 +137,16 @@ def map_array(plan: "Plan") -> da.Array:
                 if at in blocks
             ]
             tasks[(name, i, j, 0)] = (_map_chunk, grid, plan.layout, plan.analysed[cells.slices], cells, keys)
-    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[])
     chunks = (tuple(np.diff(row_edges).tolist()), tuple(np.diff(col_edges).tolist()), (channels,))
-    return da.Array(graph, name, chunks, dtype=np.uint8)
+    return _array(tasks, name, chunks)
+
+
+def _array(tasks: dict[Any, Any], name: str, chunks: tuple[tuple[int, ...], ...]) -> "da.Array":
+    """Tasks keyed ``(name, row, col, 0)`` as an array of uint8."""
+    import dask.array as da  # takes longer to import than a small slide to run, and running needs none of it
+    from dask.highlevelgraph import HighLevelGraph
+
+    return da.Array(HighLevelGraph.from_collections(name, tasks, dependencies=[]), name, chunks, dtype=np.uint8)
 
 
 def _job_of(plan: "Plan") -> Job:
@@ -169,7 +175,7 @@ def _chunk_edges(count: int, side: int, stride: int, extent: int) -> list[int]:
     return [*starts, extent]
 
 
-def pixel_array(slide: Slide, mpp: Mpp | float, chunk_px: int = 2048) -> da.Array:
+def pixel_array(slide: Slide, mpp: Mpp | float, chunk_px: int = 2048) -> "da.Array":
     """The slide's pixels at ``mpp`` as a lazy array: (rows, cols, 3) uint8.
 
     Raises:
@@ -183,10 +189,11 @@ def pixel_array(slide: Slide, mpp: Mpp | float, chunk_px: int = 2048) -> da.Arra
         (name, box.y0 // chunk_px, box.x0 // chunk_px, 0): (slide.read, box, mpp)
         for box in Box.of(size).pieces(chunk_px, chunk_px)
     }
-    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[])
-    return da.Array(graph, name, (rows, cols, (3,)), dtype=np.uint8)
+    return _array(tasks, name, (rows, cols, (3,)))
 
 
-def stored_array(channels_first: Any) -> da.Array:
+def stored_array(channels_first: Any) -> "da.Array":
     """An array on disk, stored (channels, rows, cols), as a lazy one of (rows, cols, channels)."""
+    import dask.array as da
+
     return da.moveaxis(da.from_array(channels_first, chunks=channels_first.chunks), 0, -1)
