@@ -16,8 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from wsiengine.models.registry import load_model
 from wsiengine.models.card import Card
+from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.training.data import CLASSES, read_fields
 from wsiengine.training.figures import asserted, diagnosed, false_diagnosis, gate_figures, softmax, table
@@ -25,7 +25,7 @@ from wsiengine.training.scoring import Predict, Scores, negative_windows, score
 
 
 def model_predictor(card: Card, threads: int) -> Predict:
-    """The model as scoring wants it: the channels of an asserted class joined into its log probability, and the gate."""
+    """The model as scoring wants it: the channels of an asserted class joined, and the gate."""
     runtime = Runtime(card, device="cpu", threads=threads)
     side = card.input.size_px
 

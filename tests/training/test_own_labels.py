@@ -118,10 +118,18 @@ def test_unusable_folders_get_words(tmp_path):
         read_labels(tmp_path)
 
 
-def test_one_case_cannot_be_on_both_sides(tmp_path):
-    write_folders(tmp_path, cases=1)
-    with pytest.raises(WsiError, match="comes from 1 case"):
-        read_labels(tmp_path, mpp=1.0)
+def test_one_case_cannot_be_on_both_sides(small, tmp_path):
+    data = write_folders(tmp_path / "data", cases=1)
+    assert len(read_labels(data, mpp=1.0)) == 4  # enough to evaluate
+    with pytest.raises(WsiError, match="class Benign comes from 1 case"):
+        wsiengine.training.run(small, data, tmp_path / "out")
+
+
+def test_grades_of_patients_are_classes_of_cases(tmp_path):
+    write_folders(tmp_path)
+    write_table(tmp_path, [{"file": "Benign/p0/0.png", "grade": "healthy", "patient": 7, "fold": 3, "mpp": 0.5}])
+    (field,) = read_labels(tmp_path)
+    assert (field.label, field.case, field.fold) == ("healthy", "7", 3)
 
 
 @pytest.mark.parametrize(

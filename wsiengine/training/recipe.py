@@ -119,6 +119,7 @@ def run(recipe: Path | str, data: Path, out: Path, *, say: Callable[[str], None]
         seed=own.seed,
         threads=own.threads,
     )
+    _check_sides(chosen, classes)
     check_leak(plan.chosen(chosen), held_out)
     if not held_out:
         raise WsiError(f"fold {own.test_fold} is empty: nothing to test on", hint="choose another test_fold")
@@ -135,6 +136,16 @@ def run(recipe: Path | str, data: Path, out: Path, *, say: Callable[[str], None]
     low, high = found["interval_95"]
     say(f"held out: balanced accuracy {found['balanced_accuracy']} ({low}–{high}, {found['cases']} cases)")
     return out
+
+
+def _check_sides(chosen: list[Field], classes: tuple[str, ...]) -> None:
+    for name in classes:
+        cases = {f.case for f in chosen if f.label == name}
+        if len(cases) < 2:
+            raise WsiError(
+                f"class {name} comes from {len(cases)} case: training and test need one each",
+                hint="add cases, or say which files belong to which case in the column 'case'",
+            )
 
 
 def _backbone(own: OwnRecipe, data: Path) -> Path:

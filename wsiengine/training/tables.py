@@ -1,7 +1,7 @@
 """Your own labels: a folder per class, or a ``labels.csv``; and folds that keep every case on one side.
 
-``labels.csv`` has the columns ``file`` and ``class``, and may have ``case``, ``fold`` (0–4), ``mask`` (tissue that the
-class is about) and ``mpp`` (µm/px). Without it, every sub-folder is a class, and a folder below that is a case.
+``labels.csv`` has the columns ``file`` and ``class`` (or ``grade``), and may have ``case`` (or ``patient``), ``fold``
+(0–4), ``mask`` (tissue that the class is about) and ``mpp`` (µm/px). Without it, every sub-folder is a class, and a folder below that is a case.
 """
 
 import csv
@@ -17,6 +17,7 @@ from wsiengine.training.data import Field
 FOLDS = 5
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _NO_FOLD = -1
+_ALIASES = {"grade": "class", "patient": "case"}
 
 
 def read_labels(data: Path, *, merge: Mapping[str, str] | None = None, mpp: float | None = None) -> list[Field]:
@@ -51,20 +52,11 @@ def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
 
     Cases go by a hash of their name into the fold that has fewest cases of their class, so that the same labels always
     give the same folds.
-
-    Raises:
-        WsiError: A class has fewer cases than two: it could not be on both sides.
     """
     classes = defaultdict(list)
     for field in fields:
         classes[field.case].append(field.label)
     main = {case: Counter(sorted(labels)).most_common(1)[0][0] for case, labels in classes.items()}
-    for name, count in Counter(main.values()).items():
-        if count < 2:
-            raise WsiError(
-                f"class {name} comes from {count} case: training and test need one each",
-                hint="add cases, or say which files belong to which case in the column 'case'",
-            )
     place: dict[str, int] = {}
     load: Counter[tuple[str, int]] = Counter()
     for case in sorted(main, key=lambda name: sha256(name.encode()).digest()):
@@ -77,8 +69,8 @@ def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
 def _rows_of_table(table: Path) -> list[dict[str, str]]:
     with table.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
-        rows = list(reader)
-    missing = {"file", "class"} - set(reader.fieldnames or ())
+        rows = [{_ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
+    missing = {"file", "class"} - {_ALIASES.get(name, name) for name in reader.fieldnames or ()}
     if missing or not rows:
         what = f"no column {' and '.join(sorted(missing))}" if missing else "no rows"
         raise WsiError(f"{table} has {what}", hint="it needs the columns file and class, and one row per image")
