@@ -1,7 +1,8 @@
 """Your own labels: a folder per class, or a ``labels.csv``; and folds that keep every case on one side.
 
 ``labels.csv`` has the columns ``file`` and ``class`` (or ``grade``), and may have ``case`` (or ``patient``), ``fold``
-(0–4), ``mask`` (tissue that the class is about) and ``mpp`` (µm/px). Without it, every sub-folder is a class, and a folder below that is a case.
+(0–4), ``mask`` (tissue that the class is about) and ``mpp`` (µm/px). Without it, every sub-folder is a class, and a
+folder below that is a case.
 """
 
 import csv
