@@ -38,9 +38,9 @@ _DEFAULTS: dict[str, Settings] = {
     "standard": _STAIN,
     "reinhard": {"target": "builtin:he"},
     "grey": {},
-    "background": {"sigma_um": 50.0},
     "demean": {},
     "whiten": {"mode": "channel"},
+    "background": {"sigma_um": 50.0},
     "clahe": {"region_um": 64.0, "clip": 2.0, "channel": "lab"},
 }
 _CHOICES = {"stains": ("he", "hdab"), "mode": ("channel", "pca"), "channel": ("lab", "haematoxylin")}
@@ -75,7 +75,7 @@ def parse_recipe(steps: Sequence[Mapping[str, Any]] | str) -> Recipe:
     if order != sorted(order) or len(set(order)) < len(order) or sum(i < len(STAIN_STEPS) for i in order) > 1:
         names = " + ".join(step["step"] for step in parsed)
         raise kind(
-            f"the recipe {names} cannot be applied: one stain step first, then grey, background, demean, whiten, "
+            f"the recipe {names} cannot be applied: one stain step first, then grey, demean, whiten, background, "
             "and CLAHE last, each once.",
             hint="for example macenko+clahe.",
         )

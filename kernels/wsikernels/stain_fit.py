@@ -15,10 +15,11 @@ FAINT_OD = 0.15  # Macenko's β: below, a direction is noise
 FEWEST_PIXELS = 1000  # fewer stained pixels than this do not make a percentile
 _STRENGTH_PERCENTILE = 99.0
 _NARROWEST_DEG = 8.0  # two stains nearer than this cannot be told apart
-_FARTHEST_DEG = 40.0  # a fitted stain further from every measured one is something else
+_FARTHEST_DEG = 35.0  # a fitted stain further from every measured one is something else
 _SPARSITY = 0.1  # Vahadane's λ
 _ROUNDS = 60
 _MOST_FACTORISED = 50_000
+_MOST_YELLOW = 0.25  # more than bleeding makes: another stain
 _SATURATED = 5  # a channel at its floor says nothing of a direction any more
 
 STANDARD = {"he": HAEMATOXYLIN_EOSIN, "hdab": HAEMATOXYLIN_DAB}
@@ -46,15 +47,24 @@ def stained(pixels: np.ndarray, stains: str = "he") -> np.ndarray:
     Haematoxylin, eosin and DAB absorb green well; blue and green ink absorb red most, red cells and yellow ink blue,
     and black (ink, folds, dirt) absorbs everything.
     """
-    r, g, b = optical_density(pixels).T
-    dense = np.minimum(np.minimum(r, g), b) > FAINT_OD / 3
-    dense &= ((r + g + b) / 3 > FAINT_OD) & (pixels.min(axis=1) > _SATURATED)
-    black = (np.minimum(np.minimum(r, g), b) > 0.7 * np.maximum(np.maximum(r, g), b)) & (g > 0.7)
-    ink = r > 1.25 * g
-    if stains == "hdab":
-        return dense & ~black & ~ink
-    ink |= (r > g) & (b < 0.35 * r)
-    return dense & ~black & ~ink & (b < 1.1 * g)
+    red, green, blue = optical_density(pixels).T
+    least, most = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    black = (least > 0.7 * most) & (green > 0.7)
+    ink = red > 1.25 * green
+    foreign = black | ink
+    if stains == "he":
+        foreign |= ((red > green) & (blue < 0.35 * red)) | _yellow(green, blue)
+    return _dense_enough(pixels) & ~foreign
+
+
+def _dense_enough(pixels: np.ndarray) -> np.ndarray:
+    density = optical_density(pixels)
+    return (density.min(axis=1) > FAINT_OD / 3) & (density.mean(axis=1) > FAINT_OD) & (pixels.min(axis=1) > _SATURATED)
+
+
+def _yellow(green: np.ndarray, blue: np.ndarray) -> np.ndarray:
+    """Absorbs blue light more than green: DAB, pigment, red cells; never haematoxylin and eosin."""
+    return blue > 1.1 * green
 
 
 def fit_macenko(pixels: np.ndarray, stains: str = "he", percentile: float = 1.0) -> StainFit:
@@ -111,6 +121,11 @@ def _dense(pixels: np.ndarray, stains: str) -> np.ndarray:
         raise Unfit(
             f"only {len(chosen):,} of {len(pixels):,} sampled pixels are stained ({FEWEST_PIXELS:,} are needed)"
         )
+    if stains == "he":
+        _, green, blue = optical_density(pixels[_dense_enough(pixels)]).T
+        share = float(_yellow(green, blue).mean())
+        if share > _MOST_YELLOW:
+            raise Unfit(f"{share:.0%} of the stained pixels are brown or yellow, which haematoxylin and eosin are not")
     return optical_density(chosen)
 
 
