@@ -68,9 +68,8 @@ def run(args: argparse.Namespace) -> int:
     folders = output_folders(slides, args.output)
     rows = []
     for slide, folder in zip(slides, folders, strict=True):
-        display(Event("slide", {"slide": slide, "folder": str(folder)}))
         rows.append((slide, *_one(slide, folder, args, display)))
-    named = [{"slide": row[0], "folder": str(folder), "ok": row[1]} for row, folder in zip(rows, folders, strict=True)]
+    named = [{"slide": row[0], "output": str(folder), "ok": row[1]} for row, folder in zip(rows, folders, strict=True)]
     display(Event("summary", {"slides": named}))
     if len(rows) > 1:
         _summary_table(rows, display)
@@ -79,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -> tuple[bool, str]:
     """Run one slide → (whether it went well, in a few words)."""
-    from wsiengine.events import Event
     from wsiengine.inference import infer
     from wsiengine.wording import summary_words
 
