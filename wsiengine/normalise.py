@@ -185,7 +185,8 @@ class _Fitting:
             self.notes.append((reason or "Too little of the slide is stained. ") + "Its colours are left as they are.")
             return None
         fit = standard_fit(self.tissue, stains)
-        amounts = concentrations(optical_density(dense), fit.matrix)
+        everything = self.tissue[stained(self.tissue, "hdab")]  # brown counts against haematoxylin and eosin
+        amounts = concentrations(optical_density(everything), fit.matrix)
         foreign = (np.abs(amounts[:, 2]) - np.minimum(amounts[:, :2], 0).sum(axis=1)).sum() / np.abs(amounts).sum()
         if foreign > _FOREIGN or min(fit.strengths) < 0.05:
             self.notes.append((reason or "The measured vectors do not fit. ") + "Its colours are left as they are.")
