@@ -140,7 +140,7 @@ class Workspace:
 
     def _tidy(self) -> None:
         """Drop the ``.work`` of a run that ended between publishing and tidying up, unless that is going on now."""
-        if (self.work / "lock").exists():
+        if self.work.exists():
             try:
                 self._lock = FolderLock(self.work / "lock")
             except OutputError:  # in use, or in a folder that may only be read: the results are there all the same

@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM end a run at once: finished blocks are on the disk, so that nothing need be tidied up first.
 
-The main thread gets a ``KeyboardInterrupt`` and leaves in order: blocks under way are finished and journalled, half-made
-files removed. What takes longer than that (a block of a large model, a compiler, a read from a network share that hangs)
-is cut off: a thread of its own sees the signal through Python's wake-up descriptor, whatever the main thread does.
+The main thread gets a ``KeyboardInterrupt`` and leaves in order: blocks under way are finished and journalled, what
+is half-made is removed. What takes longer (a block of a large model, a compiler, a network share that hangs) is cut
+off: a thread of its own sees the signal through Python's wake-up descriptor, whatever the main thread does.
 """
 
 import os
