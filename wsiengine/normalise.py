@@ -22,7 +22,7 @@ from wsikernels.clahe_stain import stain_channel
 from wsikernels.lab import lab_of_rgb, levels_of_rgb
 from wsikernels.published import GREY_MATRIX, colour_moments, demean_terms, whiten_terms
 from wsikernels.reinhard import reinhard_terms
-from wsikernels.stain import concentrations, mixing_matrix, optical_density
+from wsikernels.stain import mixing_matrix
 from wsikernels.stain_fit import (
     FEWEST_PIXELS,
     StainFit,
@@ -37,7 +37,7 @@ from wsikernels.stain_fit import (
 __all__ = ["Normaliser", "Recipe", "fit_normaliser", "fit_target", "parse_recipe"]
 
 _RATIOS = (0.4, 2.5)  # a stain is made at most so much fainter or stronger: beyond, noise is painted
-_FOREIGN = 0.25  # share of the density that no mixture of the measured stains explains, from which they do not apply
+_FAINTEST = 0.05  # a stain whose strong amount is below is absent
 _GLASS_L = 94.0  # L of glass where a slide shows none
 _GLASS_LEVELS = (200, 250)  # where glass begins, in levels of L, is believed within these
 _SMALLEST_REGION_PX = 8
@@ -172,27 +172,21 @@ class _Fitting:
         return DensityStep(_flat(matrix))
 
     def _believable_fit(self, step: Mapping[str, Any]) -> StainFit | None:
-        """The fit, or the measured vectors where they explain the slide, or None: colours are left as they are."""
+        """The fit, or the measured vectors where it fails, or None: colours are left as they are."""
         name, stains = step["step"], step["stains"]
+        reason, apply_measured = "Too little of the slide is stained", True
         try:
             if name != "standard":
                 return _FITS[name](self.tissue, stains)
-            reason = ""
         except Unfit as unfit:
-            reason = f"The stains could not be fitted ({name}): {unfit}. "
-        dense = self.tissue[stained(self.tissue, stains)]
-        if len(dense) < FEWEST_PIXELS:
-            self.notes.append((reason or "Too little of the slide is stained. ") + "Its colours are left as they are.")
-            return None
+            reason, apply_measured = f"The stains could not be fitted ({name}): {unfit}", not unfit.other_stain
+        enough = int(stained(self.tissue, stains).sum()) >= FEWEST_PIXELS
         fit = standard_fit(self.tissue, stains)
-        everything = self.tissue[stained(self.tissue, "hdab")]  # brown counts against haematoxylin and eosin
-        amounts = concentrations(optical_density(everything), fit.matrix)
-        foreign = (np.abs(amounts[:, 2]) - np.minimum(amounts[:, :2], 0).sum(axis=1)).sum() / np.abs(amounts).sum()
-        if foreign > _FOREIGN or min(fit.strengths) < 0.05:
-            self.notes.append((reason or "The measured vectors do not fit. ") + "Its colours are left as they are.")
+        if not (enough and apply_measured and min(fit.strengths) >= _FAINTEST):
+            self.notes.append(f"{reason}. Its colours are left as they are.")
             return None
-        if reason:
-            self.notes.append(reason + "The vectors of Ruifrok and Johnston are used instead.")
+        if name != "standard":
+            self.notes.append(f"{reason}. The vectors of Ruifrok and Johnston are used instead.")
         return fit
 
     def _reinhard(self, step: Mapping[str, Any]) -> Step | None:

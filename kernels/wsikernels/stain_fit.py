@@ -25,8 +25,16 @@ _SATURATED = 5  # a channel at its floor says nothing of a direction any more
 STANDARD = {"he": HAEMATOXYLIN_EOSIN, "hdab": HAEMATOXYLIN_DAB}
 
 
-class Unfit(ValueError):
-    """The pixels do not determine two stains; the message says why, for a person to read."""
+class Unfit(ValueError):  # noqa: N818  (a verdict on the pixels, not a mistake of the caller)
+    """The pixels do not determine two stains; the message says why, for a person to read.
+
+    Attributes:
+        other_stain: They are well stained, but with something else: the measured vectors do not apply either.
+    """
+
+    def __init__(self, message: str, other_stain: bool = False) -> None:
+        super().__init__(message)
+        self.other_stain = other_stain
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +133,9 @@ def _dense(pixels: np.ndarray, stains: str) -> np.ndarray:
         _, green, blue = optical_density(pixels[_dense_enough(pixels)]).T
         share = float(_yellow(green, blue).mean())
         if share > _MOST_YELLOW:
-            raise Unfit(f"{share:.0%} of the stained pixels are brown or yellow, which haematoxylin and eosin are not")
+            raise Unfit(
+                f"{share:.0%} of the stained pixels are brown or yellow, which haematoxylin and eosin are not", True
+            )
     return optical_density(chosen)
 
 
@@ -145,7 +155,8 @@ def _judged(vectors: np.ndarray, density: np.ndarray, stains: str) -> StainFit:
     if max(angles[0, 0], angles[1, 1]) > _FARTHEST_DEG:
         raise Unfit(
             f"the fitted vectors are {angles[0, 0]:.0f}° and {angles[1, 1]:.0f}° from the measured stains: "
-            f"{_words(vectors)}"
+            f"{_words(vectors)}",
+            other_stain=True,
         )
     strengths = _strengths(density, vectors)
     if strengths.min() < 0.05:
