@@ -83,20 +83,32 @@ def infer(
     with Workspace(folder, subject.identity, overwrite=overwrite) as space:
         if space.finished is not None:
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
-            return Result(folder)
-        journal, recovered = space.journal()
-        with journal:
-            _foretell(subject, recovered, listener)
-            prepared = prepare(subject, recovered.blobs)
-            watch.add(prepared.seconds)
-            _remember(journal, recovered, prepared)
-            listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
-            scores = _score(prepared.plan, (journal, recovered), client, listener, watch)
-        with in_words(folder):
-            _finish((subject, prepared), scores, (space, outputs or Outputs()), listener, watch)
+        else:
+            _run(subject, (space, outputs or Outputs()), client, listener, watch)
     result = Result(folder)
     listener(Event("result", {"folder": str(folder), "summary": result.summary, "files": result.files}))
     return result
+
+
+def _run(
+    subject: Subject,
+    where: tuple[Workspace, Outputs],
+    client: "Client | None",
+    listener: Listener,
+    watch: Stopwatch,
+) -> None:
+    """What is left of a run, from its journal to its published results."""
+    space, _ = where
+    journal, recovered = space.journal()
+    with journal:
+        _foretell(subject, recovered, listener)
+        prepared = prepare(subject, recovered.blobs)
+        watch.add(prepared.seconds)
+        _remember(journal, recovered, prepared)
+        listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
+        scores = _score(prepared.plan, (journal, recovered), client, listener, watch)
+    with in_words(space.folder):
+        _finish((subject, prepared), scores, where, listener, watch)
 
 
 def default_folder(slide: str) -> Path:
