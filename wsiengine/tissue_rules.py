@@ -32,7 +32,7 @@ EDGE_SHARE, EDGE_OD = 0.3, 0.05  # dark tissue ends where the density falls to t
 FIRM_OD = 0.035  # a piece of tissue has this over more than a fibre's width …
 STRONG_OD = 0.05  # … and reaches this somewhere
 SPECK_UM2 = 8_000.0  # a disc of 100 µm: less is dust or a few loose cells
-FIBRE_UM = 40.0  # a piece nowhere thicker than this is a hair or a thread
+FIBRE_UM = 56.0  # a piece nowhere thicker than this is a hair or a thread
 HOLE_UM2 = 20_000.0  # lumina and fat belong to the tissue, tears and large cavities do not
 INK_UM2 = 20_000.0  # a pen's dot is larger; less is pigment, blood, dirt
 FRINGE_UM = 60.0  # how far a stroke's pale edge reaches
@@ -119,7 +119,6 @@ def stain(rgb: np.ndarray, glass: tuple[float, float, float], pixel_um: float) -
     for rows in _strips(rgb.shape):
         first = max(rows.start - halo, 0)
         strip = rgb[first : rows.stop + halo].astype(np.float32)
-        strip[strip.sum(axis=-1) >= 3 * _FILLED] = glass
         cv2.GaussianBlur(strip, (0, 0), sigma, dst=strip, borderType=cv2.BORDER_REPLICATE)
         inner = strip[rows.start - first :][: rows.stop - rows.start]
         red, green, blue = (
