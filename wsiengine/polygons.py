@@ -63,8 +63,10 @@ def clean(geometries: np.ndarray) -> np.ndarray:
     flat = shapely.force_2d(np.array(geometries, dtype=object))
     xy, index = shapely.get_coordinates(flat, return_index=True)
     flat[index[~np.isfinite(xy).all(axis=1)]] = None
-    out = shapely.remove_repeated_points(shapely.transform(flat, lambda xy: np.round(xy, 2)))
-    for i in np.flatnonzero(~_acceptable(out)):
+    out = shapely.transform(flat, lambda xy: np.round(xy, 2))
+    good = _acceptable(out)
+    out[good] = shapely.remove_repeated_points(out[good])
+    for i in np.flatnonzero(~good):
         out[i] = _repair(flat[i])
     return out
 
@@ -73,6 +75,8 @@ def _acceptable(geometries: np.ndarray) -> np.ndarray:
     """Whether each is a valid, non-empty Polygon without a ring that is next to nothing → bool."""
     good = (shapely.get_type_id(geometries) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(geometries)
     good &= shapely.is_valid(geometries)
+    # QuPath snaps to its grid on import, which leaves nothing of a needle about as thin as the grid.
+    good &= shapely.area(geometries) >= 5 * GRID_L0 * shapely.length(geometries)
     rings, index = shapely.get_rings(geometries[good], return_index=True)
     small = shapely.area(shapely.polygons(rings)) < SMALLEST_AREA_L0
     good[np.flatnonzero(good)[index[small]]] = False
@@ -84,14 +88,15 @@ def _repair(geometry: shapely.Geometry | None) -> shapely.Geometry | None:
     if geometry is None:
         return None
     for _ in range(3):  # snapping to the grid may make slivers, which the second pass removes
-        parts = _areas(shapely.set_precision(shapely.make_valid(geometry), GRID_L0))
+        parts = _areas(shapely.make_valid(geometry))  # of a collection these may overlap
+        parts = _areas(shapely.set_precision(shapely.union_all(parts), GRID_L0))
         parts = [part for part in map(_without_specks, parts) if part.area >= SMALLEST_AREA_L0]
         if not parts:
             return None
         geometry = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
         geometry = shapely.transform(shapely.set_precision(geometry, 0), lambda xy: np.round(xy, 2))
         if geometry.is_valid:
-            return geometry
+            return None if shapely.set_precision(geometry, GRID_L0).is_empty else geometry
     return None
 
 
