@@ -28,7 +28,8 @@ BLUR_UM = 10.0  # joins the cells of loose tissue, averages JPEG noise
 COLOUR_UM = 32.0  # where colour is looked for: blue and brown cells side by side are not grey
 COLOUR_GAIN = 4.0
 WEAK_OD = 0.025  # pale tissue at its edge; glass varies by 0.004–0.01
-EDGE_SHARE, EDGE_OD = 0.3, 0.05  # dark tissue ends where the density falls to this share of it, at most to this density
+EDGE_UM = 16.0  # how far away dark tissue is looked for;
+EDGE_SHARE, EDGE_OD = 0.3, 0.05  # it ends where the density falls to this share of it, at most to this density
 FIRM_OD = 0.035  # a piece of tissue has this over more than a fibre's width …
 STRONG_OD = 0.05  # … and reaches this somewhere
 SPECK_UM2 = 8_000.0  # a disc of 100 µm: less is dust or a few loose cells
@@ -204,7 +205,8 @@ def _outside_tissue(ink: np.ndarray, tissue: np.ndarray, pixel_um: float) -> np.
 
 def _pieces(stain: np.ndarray, ink: np.ndarray, pixel_um: float) -> np.ndarray:
     """The connected parts of stain that are large enough, thicker than a fibre, and hold a strong pixel."""
-    darkest = cv2.dilate(stain, np.ones((5, 5), np.uint8))
+    side = 2 * round(EDGE_UM / pixel_um) + 1
+    darkest = cv2.dilate(stain, np.ones((side, side), np.uint8))
     tissue = (stain > np.clip(np.float32(EDGE_SHARE) * darkest, WEAK_OD, EDGE_OD)) & ~ink
     del darkest
     count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue.view(np.uint8), connectivity=8)
