@@ -156,3 +156,37 @@ def test_lossless_packing(tmp_path: Path, compression: str | None, differences: 
     with open_slide(path) as slide:
         assert slide.info.reader == "direct"
         np.testing.assert_array_equal(slide.read_level(0, Box(0, 0, 70, 101)), pixels)
+
+
+def test_progressive_jpeg_is_not_taken_for_damage(tmp_path: Path) -> None:
+    """Its scans have tables between them."""
+    import cv2
+
+    pixels = position_pixels(64, 96)
+    tiles = [
+        cv2.imencode(".jpg", pixels[box.slices][..., ::-1], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+        for box in Box(0, 0, 64, 96).pieces(32, 32)
+    ]
+    path = tmp_path / "slide.svs"
+    _tiff(path, tiles, compression="jpeg", photometric="ycbcr", subsampling=(2, 2))
+    with open_slide(path) as slide:
+        assert slide.info.reader == "direct"
+        np.testing.assert_array_equal(slide.read_level(0, Box(0, 0, 64, 96)), _openslide_level(path, 0, 64))
+
+
+def test_slides_with_missing_tiles_are_left_to_openslide(tmp_path: Path) -> None:
+    """It fills a hole of a coarser level from the finer one; in the finest a hole is glass."""
+    import tifffile
+
+    path = tmp_path / "slide.svs"
+    pixels = position_pixels(203, 311)
+    write_pyramid(path, pixels, Size(203, 311), 0.5, PyramidLayout(tile_px=64, downsamples=(1, 2), quality=95))
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for page, hole in enumerate((7, 0)):
+            tag = tiff.pages[page].tags["TileByteCounts"]
+            tag.overwrite([0 if index == hole else length for index, length in enumerate(tag.value)])
+    with open_slide(path) as slide:
+        assert slide.info.reader == "openslide"
+        assert (slide.read_level(0, Box(64, 128, 128, 192)) == 255).all()
+        filled = slide.read_level(1, Box(0, 0, 64, 64))[..., :2]
+        assert np.abs(filled.astype(int) - pixels[:128:2, :128:2, :2]).mean() < 3
