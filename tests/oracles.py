@@ -135,3 +135,72 @@ def reinhard(pixels, mean, deviation, target_mean, target_deviation, glass_l) ->
     weight = np.clip((glass_l - colours[..., :1]) / 20, 0, 1)
     moved = (colours - mean) * (np.asarray(target_deviation) / deviation) + target_mean
     return rgb(colours + weight * (moved - colours))
+
+
+# Maps and objects
+
+
+def blended(tiles: np.ndarray, origins, shape) -> np.ndarray:
+    """Weighted mean of overlapping tiles, weight 1, 2, …, 2, 1 along each axis; NaN where there is none."""
+    sums, weights = np.zeros((*shape, tiles.shape[3])), np.zeros((*shape, 1))
+    for tile, (y, x) in zip(tiles, origins, strict=True):
+        for i, j in np.ndindex(tile.shape[:2]):
+            if 0 <= y + i < shape[0] and 0 <= x + j < shape[1]:
+                weight = min(i + 1, tile.shape[0] - i) * min(j + 1, tile.shape[1] - j)
+                sums[y + i, x + j] += weight * tile[i, j].astype(np.float64)
+                weights[y + i, x + j] += weight
+    with np.errstate(invalid="ignore"):
+        return sums / weights
+
+
+def box_iou(one, two) -> float:
+    common = max(min(one[2], two[2]) - max(one[0], two[0]), 0) * max(min(one[3], two[3]) - max(one[1], two[1]), 0)
+    union = (one[2] - one[0]) * (one[3] - one[1]) + (two[2] - two[0]) * (two[3] - two[1]) - common
+    return common / union if union > 0 else 0.0
+
+
+def mask_iou(one, mask_one, two, mask_two) -> float:
+    canvas = np.zeros((2, max(one[2], two[2]), max(one[3], two[3])), bool)
+    canvas[0, one[0] : one[2], one[1] : one[3]] = mask_one
+    canvas[1, two[0] : two[2], two[1] : two[3]] = mask_two
+    union = canvas.any(axis=0).sum()
+    return canvas.all(axis=0).sum() / union if union else 0.0
+
+
+def greedy(order, overlap, limit: float) -> list[int]:
+    """Keep, best first, whatever overlaps nothing kept by more than ``limit``."""
+    kept: list[int] = []
+    for n in order:
+        if all(overlap(n, k) <= limit for k in kept):
+            kept.append(int(n))
+    return kept
+
+
+def otsu(counts: np.ndarray) -> int:
+    """The last level of the lower class that maximises the variance between the two; the lowest of equal ones."""
+    best, at = -1.0, 0
+    levels = np.arange(len(counts))
+    for k in range(len(counts) - 1):
+        low, high = counts[: k + 1].sum(), counts[k + 1 :].sum()
+        if low and high:
+            gap = (levels[: k + 1] @ counts[: k + 1]) / low - (levels[k + 1 :] @ counts[k + 1 :]) / high
+            if low * high * gap**2 > best * (1 + 1e-12):
+                best, at = low * high * gap**2, k
+    return at
+
+
+def dilated(mask: np.ndarray, radius: float) -> np.ndarray:
+    """Pixels whose centre lies within ``radius`` of the centre of a pixel of the mask."""
+    places = np.argwhere(mask)
+    out = np.zeros_like(mask)
+    for y, x in np.ndindex(mask.shape):
+        out[y, x] = len(places) > 0 and ((places - (y, x)) ** 2).sum(axis=1).min() <= radius**2 + 1e-9
+    return out
+
+
+def laplacian_variance(grey: np.ndarray, cell: int) -> np.ndarray:
+    """Variance of the 4-neighbour Laplacian in each cell; ``grey`` has a margin of one pixel."""
+    g = grey.astype(np.float64)
+    sharp = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
+    rows, cols = sharp.shape[0] // cell, sharp.shape[1] // cell
+    return sharp[: rows * cell, : cols * cell].reshape(rows, cell, cols, cell).var(axis=(1, 3))

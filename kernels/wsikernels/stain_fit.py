@@ -25,7 +25,7 @@ _SATURATED = 5  # a channel at its floor says nothing of a direction any more
 STANDARD = {"he": HAEMATOXYLIN_EOSIN, "hdab": HAEMATOXYLIN_DAB}
 
 
-class Unfit(ValueError):  # noqa: N818  (a verdict on the pixels, not a mistake of the caller)
+class Unfit(ValueError):
     """The pixels do not determine two stains; the message says why, for a person to read.
 
     Attributes:
