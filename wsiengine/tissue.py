@@ -255,7 +255,7 @@ def tissue_picture(slide: Slide, mask: TissueMask, path: str | os.PathLike[str],
     extent = mask.lattice.extent_px
     shrink = max(1.0, max(extent.shape) / max_side_px)
     rgb = read_whole(slide, Mpp(mask.mpp.y * shrink, mask.mpp.x * shrink))
-    enlarge = max(1, 800 // max(rgb.shape[:2]))
+    enlarge = math.ceil(800 / max(rgb.shape[:2]))
     picture = cv2.resize(rgb, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_NEAREST)
     px_per_l0 = enlarge / (shrink * mask.lattice.l0_per_px[1]), enlarge / (shrink * mask.lattice.l0_per_px[0])
     rings = [
