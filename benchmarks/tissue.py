@@ -51,8 +51,9 @@ def measure_rules() -> None:
         before = peak_mib()
         seconds, mask = fastest(lambda pixels=pixels: segment(pixels, 8.0))  # type: ignore[misc]
         print(
-            f"{name}: {size.area / 1e6:.1f} Mpx at 8 µm/px · rules {seconds:.2f} s, {seconds / size.area * 1e9:.0f} ns/px"
-            f" · {peak_mib() - before:.0f} MiB beside the pixels' {pixels.nbytes / 2**20:.0f} · tissue {mask.mean():.1%}"
+            f"{name}: {size.area / 1e6:.1f} Mpx at 8 µm/px · rules {seconds:.2f} s, "
+            f"{seconds / size.area * 1e9:.0f} ns/px · {peak_mib() - before:.0f} MiB beside the pixels' "
+            f"{pixels.nbytes / 2**20:.0f} · tissue {mask.mean():.1%}"
         )
         whole = TissueMask(mask, Size(size.height * 32, size.width * 32), Mpp.square(0.25))
         lattice = Lattice(whole.size_l0, whole.slide_mpp, Mpp.square(0.5), 32)
