@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiengine import __version__
+from wsiengine.errors import UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, summarise, write_annotations
 from wsiengine.grid import blocks_of
 from wsiengine.job import BlockScores
 from wsiengine.journal import Journal, Recovered, in_words
-from wsiengine.output import Workspace
+from wsiengine.output import Workspace, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
 from wsiengine.result import Result
 from wsiengine.slides.base import Slide
+from wsiengine.tasks.classify import MapLayout
 from wsiengine.tissue import tissue_cost
 from wsiengine.truth import Truth
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _SLOW_TISSUE_MPX = 400.0
 _S_PER_MPX = 0.005  # one thread, tiled JPEG; two threads and more are faster, JPEG 2000 slower
+_REDRAW = "`wsiengine export` draws a finished run anew without running the model; --overwrite starts it anew."
 NOTICE = "Research use only: not a medical device."
 
 
@@ -82,12 +85,22 @@ def infer(
     folder = Path(output) if output is not None else default_folder(subject.slide.path)
     with Workspace(folder, subject.identity, overwrite=overwrite) as space:
         if space.finished is not None:
+            refuse_other(
+                folder, space.finished.get("finish", {}), _settings(subject, outputs), "a finished run", _REDRAW
+            )
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
         else:
             _run(subject, (space, outputs or Outputs()), client, listener, watch)
     result = Result(folder)
     listener(Event("result", {"folder": str(folder), "summary": result.summary, "files": result.files}))
     return result
+
+
+def _settings(subject: Subject, outputs: Outputs | None) -> dict[str, Any]:
+    """How the regions of a finished run would be drawn, were it run now."""
+    asked = subject.request.threshold
+    threshold = MapLayout.of(subject.card).uncertain_below if asked is None else asked
+    return asdict(Finish(threshold, **asdict(outputs or Outputs())))
 
 
 def _run(
@@ -107,6 +120,12 @@ def _run(
         _remember(journal, recovered, prepared)
         listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
         scores = _score(prepared.plan, (journal, recovered), client, listener, watch)
+    if subject.slide.fingerprint() != subject.fingerprint:
+        space.forget()  # nobody can say which of the blocks are of which slide
+        raise UnreadableSlide(
+            "The slide was changed while it was read; what was found is thrown away.",
+            hint="wait until it is copied or scanned completely, then run the same command again.",
+        )
     with in_words(space.folder):
         _finish((subject, prepared), scores, where, listener, watch)
 

@@ -31,6 +31,11 @@ _WORDS = {
     "normalise": "the normalisation",
     "provider": "the device",
     "batch_size": "the batch size",
+    "threshold": "the threshold",
+    "smoothing_um": "the smoothing",
+    "tolerance_um": "the tolerance",
+    "min_area_um2": "the least area",
+    "tiles": "the wish for tile objects",
 }
 
 
@@ -183,8 +188,13 @@ class Workspace:
             (self.work / _OVERWRITING).write_text(__version__)
 
 
-def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-    """Raise :class:`OutputConflict`, naming the difference, unless both identities are the same."""
+_OTHER = "give another folder with -o, or --overwrite to start anew."
+
+
+def refuse_other(
+    folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any], what: str, hint: str = _OTHER
+) -> None:
+    """Raise :class:`OutputConflict`, naming the difference, unless both identities (or settings) are the same."""
     old, new = _flat(there), _flat(wanted)
     different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if not different:
@@ -196,7 +206,7 @@ def refuse_other(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, An
     )
     raise OutputConflict(
         f"{folder} holds {what} with other settings: {details}.",
-        hint="give another folder with -o, or --overwrite to start anew.",
+        hint=hint,
     )
 
 
