@@ -45,7 +45,8 @@ def clip(geometries: np.ndarray, limits: list[shapely.Geometry]) -> np.ndarray:
     for limit in limits:
         shapely.prepare(limit)
         cut = ~shapely.covers(limit, out)
-        out[cut] = shapely.intersection(out[cut], limit)
+        with np.errstate(all="ignore"):  # floating-point flags that GEOS raised and dealt with
+            out[cut] = shapely.intersection(out[cut], limit)
     return out
 
 
@@ -66,8 +67,9 @@ def clean(geometries: np.ndarray) -> np.ndarray:
     out = shapely.transform(flat, lambda xy: np.round(xy, 2))
     good = _acceptable(out)
     out[good] = shapely.remove_repeated_points(out[good])
-    for i in np.flatnonzero(~good):
-        out[i] = _repair(flat[i])
+    with np.errstate(all="ignore"):  # floating-point flags that GEOS raised and dealt with
+        for i in np.flatnonzero(~good):
+            out[i] = _repair(flat[i])
     return out
 
 
