@@ -124,7 +124,7 @@ def focus_map(grey: np.ndarray, cell_px: int) -> np.ndarray:
 def _focus(grey, cell, out):
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
-            total, square = 0, 0
+            total = square = np.int64(0)
             for y in range(1 + i * cell, 1 + (i + 1) * cell):
                 for x in range(1 + j * cell, 1 + (j + 1) * cell):
                     value = np.int64(grey[y - 1, x]) + np.int64(grey[y + 1, x]) + np.int64(grey[y, x - 1])
@@ -150,7 +150,7 @@ def ink_mask(rgb: np.ndarray, faintest: float = 0.15) -> np.ndarray:
     red, green, blue = np.moveaxis(optical_density(rgb), 2, 0)
     least, most = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     cool = (red > 1.25 * green) | ((red > 1.05 * green) & (blue < 0.3 * red))
-    warm = (blue > 1.25 * green) & (red < 0.15 * blue) & (most > 0.6)
+    warm = (blue > 1.05 * green) & (red < 0.1 * blue) & (most > 0.6)
     black = (least > 0.8 * most) & (least > 1.2)
     return ((red + green + blue) / 3 > faintest) & (cool | warm | black)
 
