@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,42 @@ def jit(signature: tuple | None = None, *, inline: bool = False) -> Callable[[Ca
         if signature is not None:
             _announce_compilation()
         with _numba_cache(folder):
-            return numba.njit(signature, nogil=True, cache=folder is not None, forceinline=inline)(function)
+            kernel: Any = numba.njit(nogil=True, cache=folder is not None, forceinline=inline)(function)
+        kernel._cache = _Forgiving(kernel._cache)
+        if signature is not None:
+            kernel.compile(signature)
+            kernel.disable_compile()
+        return kernel
 
     return decorate
+
+
+class _Forgiving:
+    """Numba's cache of one kernel, on a disk that may be full, or may have lost power while the cache was written.
+
+    What cannot be kept, or cannot be read back, is compiled again: compiled code is worth 20 s, never an error.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        try:
+            return self._cache.load_overload(signature, target_context)
+        except Exception:  # damaged pickles raise anything
+            self._forget()
+            return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        with suppress(OSError):
+            self._cache.save_overload(signature, compiled)
+
+    def _forget(self) -> None:
+        with suppress(OSError):
+            self._cache.flush()
 
 
 @cache
