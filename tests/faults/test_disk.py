@@ -3,7 +3,6 @@
 import os
 import random
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,27 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.disks import FINISHED, IN_WORDS, failing_disk
 from tests.faults.kills import changes
 from tests.faults.runs import COMMAND, environment, fork, resume, run, visible, wait
 from tests.faults.syscalls import FaultAt, disk_full, read_only, share_gone
 from wsiengine.errors import OutputError
-
-IN_WORDS, OTHERWISE, FINISHED = 3, 4, 5
-
-
-def _failing(slide: Path, out: Path, number: int, fault: Callable[[str], None]) -> int:
-    """Run while the disk fails from the ``number``-th change on → how it ended."""
-
-    def work() -> None:
-        code = FINISHED
-        try:
-            with FaultAt(out, number, fault, lasting=True):
-                run(slide, out)
-        except OutputError as error:
-            code = IN_WORDS if error.hint and error.message.startswith(("Cannot", "Could not")) else OTHERWISE
-        os._exit(code)
-
-    return wait(fork(work))
 
 
 @pytest.mark.parametrize("fault", [disk_full, read_only, share_gone])
@@ -43,8 +26,7 @@ def test_a_failing_disk_is_said_in_words_and_the_run_goes_on(
     renamed = next(k for k, change in enumerate(whole) if change == "os.rename /.work/results/run.json")
     some = random.Random(fault.__name__).sample(range(1, renamed), 12)
     for number in [*some, renamed - 3, renamed]:
-        shutil.rmtree(out, ignore_errors=True)
-        code = _failing(slide, out, number, fault)
+        code = failing_disk(slide, out, number, fault)
         assert code == IN_WORDS or (code == FINISHED and fault is disk_full and number >= renamed - 5), whole[number]
         assert "run.json" not in visible(out) or len(visible(out)) == 4, whole[number]
         assert resume(slide, out, wanted).equal, whole[number]
