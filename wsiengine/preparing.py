@@ -121,6 +121,9 @@ def identify(request: Request) -> Subject:
     """
     warnings: list[str] = []
     slide = _open(request, warnings)
+    if slide.info.channels:
+        dyes = ", ".join(slide.info.channels)
+        warnings.append(f"This is fluorescence ({dyes}), not stained tissue in transmitted light, as models expect it.")
     card = load_model(request.model)
     lattice = lattice_for(slide.info, card)
     grid = TileGrid.cover(lattice, card.input.size_px, request.overlap)
