@@ -10,6 +10,7 @@ batch. It costs nothing: measured on one core, ms per 224 px tile at batch 1, 8 
 On CUDA every batch has one fixed, padded shape, which is part of a run's identity.
 """
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -42,11 +43,14 @@ def installed_builds() -> dict[str, str]:
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module.
+    """The onnxruntime module, kept from telling anybody about the run.
 
     Raises:
         DependencyError: No build is installed, or both (they own the same folder and overwrite each other).
     """
+    # Some builds collect facts about machine and process in the user's cache folder, to send them to their maker. Only
+    # this variable keeps them from it, before the import: `disable_telemetry_events()` comes too late (seen with 1.31).
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     builds = installed_builds()
     if len(builds) > 1:
         raise DependencyError(
