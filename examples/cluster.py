@@ -14,7 +14,7 @@ import wsiengine
 
 def main(slide: str, model: str) -> None:
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         result = wsiengine.infer(slide, model, output="out", client=client)

@@ -120,7 +120,7 @@ def test_a_cluster_gives_the_same_scores(card: Card, tmp_path: Path) -> None:
 
     position_slide(tmp_path / "slide.tiff", Size(HEIGHT, WIDTH), 0.7)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         plan = wsiengine.plan(tmp_path / "slide.tiff", str(card.folder), tissue="none", block_tiles=3)

@@ -125,7 +125,7 @@ def test_a_worker_that_is_killed_costs_its_blocks_only(slide: Path, wanted: dict
     killed = []
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50, memory_limit=None
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50, memory_limit=None
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
