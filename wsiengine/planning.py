@@ -28,6 +28,7 @@ FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyo
 _MIB = 1 << 20
 _BASE_BYTES = 256 * _MIB  # libraries, kernels (compiling them too), the overlay picture: measured 190 to 260
 _ACTIVATION_BYTES_PER_PX = 288  # live activations of a session per input pixel; ResNet-18 and MobileNetV2, measured
+_TISSUE_BYTES_PER_UM2 = 28 / 64  # 28 bytes per pixel of 8 µm while the tissue is found, measured
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the reading
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
@@ -199,9 +200,11 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     on_gpu = plan.job is not None and plan.job.runtime.provider != "CPUExecutionProvider"
     batch = plan.job.runtime.batch_size if plan.job and on_gpu else 1  # the CPU takes tile by tile
     activations = batch * plan.card.input.size_px**2 * _ACTIVATION_BYTES_PER_PX
+    slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     return {
         "the libraries": _BASE_BYTES,
         "the model's weights": 3 * plan.weights_bytes,
+        "the tissue mask": int(slide_um2 * _TISSUE_BYTES_PER_UM2),
         "the map": 12 * plan.analysed.size + 8 * plan.wanted.size * plan.card.score_channels,
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
         f"the model's work in each of {threads} threads": threads * activations,
