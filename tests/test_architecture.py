@@ -73,7 +73,11 @@ def test_running_a_model_never_imports_torch() -> None:
     code = "import sys, wsiengine.inference, wsiengine.report; print('torch' in sys.modules)"
     paths = f"{ROOT}:{ROOT / 'kernels'}"
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": paths, "HOME": "/tmp"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": paths, "HOME": "/tmp"},
     ).stdout
     assert out.strip() == "False"
 

@@ -82,7 +82,7 @@ def _blob(canvas: np.ndarray, centre: tuple[int, int], radii: tuple[int, int], r
         random.normal(0, 1, (SIZE.height // 64 + 2, SIZE.width // 64 + 2)).astype(np.float32), 64, order=1
     )
     shade = shade[: SIZE.height, : SIZE.width, None] * 9 + random.integers(-6, 7, (*SIZE.shape, 1)).astype(np.float32)
-    textured = np.clip(np.float32(_STROMA) + shade, 0, 255).astype(np.uint8)
+    textured = np.clip(np.array(_STROMA, np.float32) + shade, 0, 255).astype(np.uint8)
     np.copyto(canvas, textured, where=mask[..., None].astype(bool))
     for y in range(centre[0] - radii[0], centre[0] + radii[0], 210):
         for x in range(centre[1] - radii[1], centre[1] + radii[1], 210):

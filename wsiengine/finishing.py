@@ -62,7 +62,8 @@ def summarise(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
     """Area of each class (mm², only classes that occur), of all of them, regions and tiles."""
     areas: dict[str, float] = {}
     for annotation in annotations:
-        areas[annotation.class_name] = areas.get(annotation.class_name, 0.0) + annotation.measurements["Area mm^2"]
+        name = annotation.class_name or ""
+        areas[name] = areas.get(name, 0.0) + annotation.measurements["Area mm^2"]
     ordered = {name: round(areas[name], 6) for name in truth.layout.labels if name in areas}
     return {
         "area_mm2": ordered,
