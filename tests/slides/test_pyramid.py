@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
+import tifffile
 
 from tests.fakes import position_pixels, resample_area
 from wsiengine import Box, Mpp, Size, open_slide
@@ -40,6 +41,17 @@ def test_openslide_takes_it_for_aperio(tmp_path: Path) -> None:
         assert float(slide.properties["openslide.objective-power"]) == pytest.approx(10 / 0.2527, rel=1e-4)
         assert slide.level_dimensions == ((683, 517), (170, 129), (42, 32))
         assert slide.properties["openslide.level[0].tile-width"] == "128"
+        thumbnail = np.asarray(slide.associated_images["thumbnail"].convert("RGB"))
+    want = resample_area(position_pixels(*SIZE.shape), (16, 16), Box(0, 0, 32, 42))
+    assert np.abs(thumbnail.astype(int) - want)[..., :2].mean() < 6
+
+
+def test_tifffile_finds_the_levels(tmp_path: Path) -> None:
+    path = tmp_path / "slide.svs"
+    write_pyramid(path, position_pixels(*SIZE.shape), SIZE, 0.5, PyramidLayout(tile_px=64))
+    with tifffile.TiffFile(path) as tiff:
+        assert [series.name for series in tiff.series] == ["Baseline", "Thumbnail"]
+        assert [level.shape for level in tiff.series[0].levels] == [(517, 683, 3), (129, 170, 3), (32, 42, 3)]
 
 
 @pytest.mark.parametrize("size", [Size(1, 1), Size(3, 700), Size(64, 64), Size(65, 63)], ids=str)
@@ -50,6 +62,17 @@ def test_slides_smaller_than_a_tile(tmp_path: Path, size: Size) -> None:
     with open_slide(path) as slide:
         np.testing.assert_array_equal(slide.read_level(0, Box.of(size)), pixels)
         assert len(slide.info.levels) == (2 if min(size.shape) >= 4 else 1)
+
+
+def test_overhanging_tiles_do_not_ring_into_the_slide(tmp_path: Path) -> None:
+    """What overhangs is the last pixel again: a jump to black there would be seen inside, through JPEG."""
+    path = tmp_path / "slide.svs"
+    pixels = position_pixels(*SIZE.shape)
+    pixels[..., 2] = pixels[..., 1]
+    write_pyramid(path, pixels, SIZE, 0.5, PyramidLayout(tile_px=64, downsamples=(1,)))
+    with open_slide(path) as slide:
+        off = np.abs(slide.read_level(0, Box.of(SIZE)).astype(int) - pixels).max(axis=2)
+    assert max(off[:, -1].max(), off[-1].max()) <= off[:-8, :-8].max() + 3
 
 
 def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import crop, resample_area
+from tests.fakes import crop, position_pixels, resample_area
 from tests.mosaics import position_slide
 from wsiengine import Box, Mpp, Size, open_slide
 from wsiengine.errors import ResolutionError
 from wsiengine.slides.base import Level, levels_of
 from wsiengine.slides.pyramid import PyramidLayout
-from wsiengine.slides.reading import best_level
+from wsiengine.slides.reading import best_level, plausible
 
 SIZE = Size(389, 523)
 LAYOUT = PyramidLayout(tile_px=64, compression="deflate", downsamples=(1, 4))
@@ -91,13 +92,14 @@ def test_a_pixel_has_one_value_however_the_box_is_cut(coded: tuple[Path, np.ndar
         np.testing.assert_array_equal(slide.read(part, mpp), slide.read(whole, mpp)[part.relative_to(whole).slices])
 
 
-def test_openslide_levels_of_broken_downsample_do_not_depend_on_the_box(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", ["direct", "openslide", "tiffslide"])
+def test_levels_of_broken_downsample_do_not_depend_on_the_box(tmp_path: Path, reader: str) -> None:
     """1,490 / 372 is no whole number: OpenSlide then interpolates between pixels, by where the read begins."""
     path = tmp_path / "odd.svs"
     position_slide(path, Size(1307, 1490), 0.5, PyramidLayout(tile_px=64, compression="deflate", downsamples=(1, 4)))
-    with open_slide(path, reader="openslide") as slide:
+    with open_slide(path, reader=reader) as slide:
         whole = slide.read_level(1, Box(0, 0, 326, 372))
-        for y, x in ((1, 1), (33, 100), (200, 257)):
+        for y, x in ((1, 1), (33, 100), (200, 257), (211, 301)):
             box = Box(y, x, y + 61, x + 59)
             np.testing.assert_array_equal(slide.read_level(1, box), whole[box.slices])
 
@@ -121,6 +123,18 @@ def test_threads_see_the_same_pixels(coded: tuple[Path, np.ndarray], reader: str
     with open_slide(path, reader=reader) as slide, ThreadPoolExecutor(8) as pool:
         for box, got in zip(boxes, pool.map(lambda box: slide.read_level(0, box), boxes), strict=True):
             np.testing.assert_array_equal(got, crop(pixels, box))
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "deflate"])
+def test_threads_share_no_buffer(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "slide.svs"
+    position_slide(path, Size(700, 900), 0.5, PyramidLayout(tile_px=128, compression=compression, downsamples=(1,)))
+    boxes = list(Box(0, 0, 330, 430).pieces(61, 47)) * 3
+    with open_slide(path) as slide:
+        whole = slide.read(Box(0, 0, 330, 430), Mpp.square(1.0))
+        with ThreadPoolExecutor(8) as pool:
+            for box, got in zip(boxes, pool.map(lambda box: slide.read(box, Mpp.square(1.0)), boxes), strict=True):
+                np.testing.assert_array_equal(got, whole[box.slices])
 
 
 def test_reads_do_not_share_memory(coded: tuple[Path, np.ndarray]) -> None:
@@ -160,21 +174,40 @@ def test_a_pickled_slide_opens_again_the_same_way(
         np.testing.assert_array_equal(again.read_level(0, Box(3, 4, 50, 60)), pixels[3:50, 4:60])
 
 
-def test_the_fingerprint_knows_pixels_but_not_paths(coded: tuple[Path, np.ndarray], tmp_path: Path) -> None:
-    path, pixels = coded
-    copy = tmp_path / "other name.svs"
-    copy.write_bytes(path.read_bytes())
-    changed = pixels.copy()
-    changed[200, 200] ^= 64
-    other = tmp_path / "other.svs"
-    from wsiengine.slides.pyramid import write_pyramid
+def _fingerprint(path: Path) -> str:
+    with open_slide(path) as slide:
+        return slide.fingerprint()
 
-    write_pyramid(other, changed, SIZE, 0.5, LAYOUT)
-    prints = []
-    for name in (path, copy, other):
-        with open_slide(name) as slide:
-            prints.append(slide.fingerprint())
-    assert prints[0] == prints[1] != prints[2]
+
+def test_the_fingerprint_does_not_know_the_path(coded: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    copy = tmp_path / "other name.svs"
+    copy.write_bytes(coded[0].read_bytes())
+    assert _fingerprint(copy) == _fingerprint(coded[0])
+
+
+@pytest.mark.parametrize("where", [30, -30], ids=["first MiB", "last MiB"])
+def test_the_fingerprint_knows_the_ends_of_the_file(coded: tuple[Path, np.ndarray], tmp_path: Path, where: int) -> None:
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, position_pixels(1100, 1200), tile=(64, 64), photometric="rgb")
+    before = _fingerprint(path)
+    changed = position_pixels(1100, 1200)
+    changed[where, 40] ^= 64
+    tifffile.imwrite(path, changed, tile=(64, 64), photometric="rgb")
+    assert _fingerprint(path) != before
+
+
+def test_the_fingerprint_knows_the_tile_table(tmp_path: Path) -> None:
+    """Two tiles of equal length change places in the table: the file keeps its length, and here its ends."""
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, position_pixels(1100, 1200), tile=(64, 64), photometric="rgb")
+    before = _fingerprint(path)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tag = tiff.pages.first.tags["TileOffsets"]
+        assert tag.valueoffset < 1 << 20
+        offsets = list(tag.value)
+        offsets[100], offsets[101] = offsets[101], offsets[100]
+        tag.overwrite(offsets)
+    assert _fingerprint(path) != before
 
 
 @pytest.mark.parametrize(
@@ -184,6 +217,7 @@ def test_the_fingerprint_knows_pixels_but_not_paths(coded: tuple[Path, np.ndarra
         ([(3567, 4443), (1783, 2221)], [(1, 1), (2, 2)]),
         ([(250, 300), (125, 150), (62, 75), (31, 37)], [(1, 1), (2, 2), (4, 4), (8, 8)]),
         ([(683, 517), (341, 258), (113, 86), (28, 21)], [(1, 1), (2, 2), (6, 6), (24, 24)]),
+        ([(35, 35), (2, 2)], [(1, 1), (16, 16)]),
         ([(3000, 1000), (1000, 1000)], [(1, 1), (3, 1)]),
         ([(1000, 2000), (400, 800)], [(1, 1), (2.5, 2.5)]),
     ],
@@ -197,6 +231,13 @@ def test_the_best_level_is_the_coarsest_that_is_fine_enough() -> None:
     wanted = {0.7: 0, 1: 0, 3.9: 0, 3.96: 1, 4: 1, 15: 1, 16: 2, 400: 2}
     assert {w: best_level(levels, (w, w)) for w in wanted} == wanted
     assert best_level(levels, (20, 3)) == 0
+
+
+def test_what_no_microscope_has() -> None:
+    assert plausible(Mpp(0.25, 0.25))
+    assert plausible(Mpp(0.99, 1.29))
+    for wrong in (None, Mpp(352.8, 352.8), Mpp(0.001, 0.001), Mpp(25.4, 19), Mpp(19, 25.4), Mpp(0.25, 0.6)):
+        assert not plausible(wrong)
 
 
 def test_missing_and_absurd_resolutions_are_told_apart(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import imagecodecs
 import numpy as np
 import tifffile
 
 from wsiengine.geometry import Mpp, Size
+
+_THUMBNAIL_PX = 768
+_MAKER = "Aperio layout, written by wsiengine"  # readers know SVS by its first word
 
 Rows = Callable[[int, int], np.ndarray]  # (first row, last row) → (rows, width, 3) uint8
 
@@ -83,64 +86,82 @@ def _write(path: Path, read_rows: Rows, size: Size, description: "_Description")
         tempfile.TemporaryFile(dir=path.parent) as spool,
         tifffile.TiffWriter(path, bigtiff=_needs_bigtiff(size, layout)) as tiff,
     ):
+        thumbnail = _Thumbnail(_shrink(size, layout.downsamples[-1]))
         levels: list[_Level] = []
         for downsample, finer in zip(layout.downsamples[:0:-1], layout.downsamples[-2::-1], strict=True):
-            levels.insert(0, _Level(_shrink(size, downsample), downsample // finer, layout, spool, levels[:1]))
-        full = _full_level(read_rows, size, layout, levels[:1])
-        for index, tiles in enumerate([full, *(level.tiles() for level in levels)]):
-            level_size = _shrink(size, layout.downsamples[index])
-            tiff.write(tiles, shape=(*level_size.shape, 3), **description.tags(index))
+            shrinker = _Shrinker(_shrink(size, downsample), downsample // finer)
+            levels.insert(0, _Level(shrinker, layout, spool, levels[0] if levels else thumbnail))
+        full = _full_level(read_rows, size, layout, levels[0] if levels else thumbnail)
+        tiff.write(full, shape=(*size.shape, 3), **description.tags(0))
+        if layout.svs:
+            thumbnail.write(tiff, description.thumbnail_text(thumbnail.size))
+        for index, level in enumerate(levels, 1):
+            tiff.write(level.tiles(), shape=(*level.size.shape, 3), **description.tags(index))
 
 
-def _full_level(read_rows: Rows, size: Size, layout: PyramidLayout, coarser: list["_Level"]) -> Iterator[bytes]:
+class _Coarser(Protocol):
+    """What takes the rows of a level, from the top, to make something smaller of them."""
+
+    def push(self, finer: np.ndarray) -> None: ...
+
+
+def _full_level(read_rows: Rows, size: Size, layout: PyramidLayout, coarser: _Coarser) -> Iterator[bytes]:
     for y in range(0, size.height, layout.tile_px):
         rows = read_rows(y, min(y + layout.tile_px, size.height))
         if rows.shape[1:] != (size.width, 3) or rows.dtype != np.uint8:
             raise ValueError(f"rows must be uint8 (rows, {size.width}, 3), not {rows.dtype} {rows.shape}")
-        for level in coarser:
-            level.push(rows)
+        coarser.push(rows)
         yield from _encoded_row(rows, layout)
 
 
-class _Level:
-    """One coarser level, growing from the top: its tiles are spooled, encoded, until the finer ones are written.
+class _Shrinker:
+    """Area means of rows that come in pieces of any height.
 
     Args:
-        size: Of this level.
+        size: Of what is made.
         step: Pixels of the finer level per pixel of this one.
-        spool: Where encoded tiles wait; shared by the levels.
-        coarser: The next level, if any.
     """
 
-    def __init__(self, size: Size, step: int, layout: PyramidLayout, spool: IO[bytes], coarser: list["_Level"]) -> None:
-        self._size, self._step, self._layout, self._spool, self._coarser = size, step, layout, spool, coarser
-        self._finer_rows = np.empty((0, 0, 3), np.uint8)  # not yet enough for a row of this level
-        self._rows = np.empty((0, size.width, 3), np.uint8)  # of this level, not yet enough for a row of tiles
+    def __init__(self, size: Size, step: int) -> None:
+        self.size, self._step = size, step
+        self._left = np.empty((0, 0, 3), np.uint8)  # rows that do not yet make one
+        self.done = 0  # rows made so far
+
+    def rows(self, finer: np.ndarray) -> np.ndarray:
+        """The rows that ``finer`` completes: (0 or more, width, 3) uint8."""
+        from wsikernels.resample import resample_area  # Numba, paid for on first use
+
+        if len(self._left):
+            finer = np.concatenate([self._left, finer])
+        count = min(len(finer) // self._step, self.size.height - self.done)
+        self._left = finer[count * self._step :].copy()
+        self.done += count
+        made = np.empty((count, self.size.width, 3), np.uint8)
+        return resample_area(np.ascontiguousarray(finer), 0, 0, self._step, self._step, 0, 0, made) if count else made
+
+
+class _Level:
+    """One coarser level: its tiles are spooled, encoded, until the finer ones are written."""
+
+    def __init__(self, shrinker: _Shrinker, layout: PyramidLayout, spool: IO[bytes], coarser: _Coarser) -> None:
+        self.size = shrinker.size
+        self._shrinker, self._layout, self._spool, self._coarser = shrinker, layout, spool, coarser
+        self._waiting = np.empty((0, self.size.width, 3), np.uint8)  # not yet enough for a row of tiles
         self._places: list[tuple[int, int]] = []  # (offset, length) in the spool
-        self._done = 0  # rows of this level made so far
 
     def push(self, finer: np.ndarray) -> None:
         """Take the next rows of the finer level."""
-        if len(self._finer_rows):
-            finer = np.concatenate([self._finer_rows, finer])
-        count = min(len(finer) // self._step, self._size.height - self._done)
-        self._finer_rows = finer[count * self._step :].copy()
-        if count:
-            self._take(_area_mean(finer[: count * self._step], self._step, self._size.width))
-
-    def _take(self, rows: np.ndarray) -> None:
-        self._done += len(rows)
-        waiting = np.concatenate([self._rows, rows])
-        while len(waiting) >= self._layout.tile_px or (len(waiting) and self._done == self._size.height):
-            self._spool_row(waiting[: self._layout.tile_px])
-            waiting = waiting[self._layout.tile_px :]
-        self._rows = waiting
+        side = self._layout.tile_px
+        waiting = np.concatenate([self._waiting, self._shrinker.rows(finer)])
+        while len(waiting) >= side or (len(waiting) and self._shrinker.done == self.size.height):
+            self._spool_row(waiting[:side])
+            waiting = waiting[side:]
+        self._waiting = waiting
 
     def _spool_row(self, rows: np.ndarray) -> None:
-        for level in self._coarser:
-            level.push(rows)
+        self._coarser.push(rows)
         for tile in _encoded_row(rows, self._layout):
-            self._places.append((self._spool.seek(0, 2), len(tile)))
+            self._places.append((self._spool.tell(), len(tile)))
             self._spool.write(tile)
 
     def tiles(self) -> Iterator[bytes]:
@@ -150,11 +171,32 @@ class _Level:
             yield self._spool.read(length)
 
 
-def _area_mean(rows: np.ndarray, step: int, width: int) -> np.ndarray:
-    from wsikernels.resample import resample_area  # Numba, paid for on first use
+class _Thumbnail:
+    """A small picture of the slide. Readers of SVS, tifffile among them, take the second page for it."""
 
-    out = np.empty((len(rows) // step, width, 3), np.uint8)
-    return resample_area(np.ascontiguousarray(rows), 0, 0, step, step, 0, 0, out)
+    def __init__(self, finer: Size) -> None:
+        step = max(1, -(-max(finer.shape) // _THUMBNAIL_PX))
+        self._shrinker = _Shrinker(Size(max(1, finer.height // step), max(1, finer.width // step)), step)
+        self.size = self._shrinker.size
+        self._rows: list[np.ndarray] = []
+
+    def push(self, finer: np.ndarray) -> None:
+        self._rows.append(self._shrinker.rows(finer))
+
+    def write(self, tiff: tifffile.TiffWriter, text: str) -> None:
+        jpeg = _jpeg(np.concatenate(self._rows), 80)
+        tiff.write(
+            iter([jpeg]),
+            shape=(*self.size.shape, 3),
+            dtype=np.uint8,
+            photometric="ycbcr",
+            subsampling=(2, 2),
+            compression="jpeg",
+            rowsperstrip=self.size.height,
+            description=text,
+            metadata=None,
+            software=False,
+        )
 
 
 def _shrink(size: Size, downsample: int) -> Size:
@@ -217,6 +259,9 @@ class _Description:
             **ycbcr,
         }
 
+    def thumbnail_text(self, size: Size) -> str:
+        return f"{_MAKER}\r\n{self.size.width}x{self.size.height} -> {size.width}x{size.height} -"
+
     def _text(self, index: int) -> str:
         layout = self.layout
         kind = {"jpeg": "JPEG", "jpeg2000": "J2K"}.get(layout.compression, layout.compression)
@@ -228,7 +273,7 @@ class _Description:
             small = _shrink(self.size, layout.downsamples[index])
             shape = f"{full} [0,0 {full}] {tile} -> {small.width}x{small.height} {kind} Q={layout.quality}"
         objective = layout.objective or 10 / self.mpp.mean
-        return f"Aperio layout, written by wsiengine\r\n{shape}|AppMag = {objective:g}|MPP = {self.mpp.mean:.6g}"
+        return f"{_MAKER}\r\n{shape}|AppMag = {objective:g}|MPP = {self.mpp.mean:.6g}"
 
 
 def _needs_bigtiff(size: Size, layout: PyramidLayout) -> bool:

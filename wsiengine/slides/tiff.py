@@ -73,6 +73,7 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
             if _foreign(tiff):
                 return None
             _check_length(path, length_bytes, _following_page(tiff), "its table of contents goes on at")
+            _check_length(path, length_bytes, max(map(_end, _pages(tiff))), "its pixels reach to")
             pages = _level_pages(tiff)
             if not pages or not all(_plain(page) for page in pages) or not _shrinking(pages):
                 return None
@@ -82,8 +83,6 @@ def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
             info = _info(tiff, tables)
     except (tifffile.TiffFileError, IndexError, KeyError, ValueError, TypeError):
         return None  # tifffile meets what it does not understand with any of these; others may understand
-    tiles_end = max(int((table.offsets + table.lengths).max()) for table in tables)
-    _check_length(path, length_bytes, tiles_end, "its tiles reach to")
     return TiledTiff(info, tables)
 
 
@@ -167,6 +166,11 @@ def _table(page: _Page) -> TileTable:
 def _complete(table: TileTable) -> bool:
     """Whether every tile is in the file; what stands for a missing one differs by vendor, so others decide."""
     return bool((table.lengths > 0).all() and (table.offsets > 0).all())
+
+
+def _end(page: _Page) -> int:
+    """Where the last packed pixels of a page end."""
+    return int((np.asarray(page.dataoffsets, np.int64) + np.asarray(page.databytecounts, np.int64)).max(initial=0))
 
 
 def _check_length(path: str, length_bytes: int, needed: int, what: str) -> None:
