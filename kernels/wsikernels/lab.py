@@ -89,7 +89,7 @@ def _lightness_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     thresholds = np.where(fy > 6 / 29, fy**3, (fy - 4 / 29) * 3 * (6 / 29) ** 2)
     exact = np.rint(thresholds * 2.0**50).astype(np.int64)
     cells = np.searchsorted(exact[1:], np.arange(4098, dtype=np.int64) << 38, side="right").astype(np.uint8)
-    return parts, cells, exact
+    return parts, cells, exact[1:].copy()
 
 
 _PARTS, _CELLS, _EXACT = _lightness_tables()
@@ -106,11 +106,11 @@ def _levels(flat, pitch, y0, x0, parts, cells, exact, levels):
     reds, greens, blues = parts[0], parts[1], parts[2]
     for i in range(height):
         at = (y0 + i) * pitch + 3 * x0
-        line = flat[at : at + 3 * width]
+        line, target = flat[at : at + 3 * width], levels[i]
         for j in range(width):
             total = reds[line[3 * j]] + greens[line[3 * j + 1]] + blues[line[3 * j + 2]]
-            level = np.int64(cells[total >> 38])
-            levels[i, j] = np.uint8(level + (total >= exact[level + 1]))
+            level = cells[np.uint64(total >> 38)]  # unsigned: numba need not ask whether to count from the end
+            target[j] = np.uint8(level + np.uint8(total >= exact[level]))
 
 
 @jit((given(uint8, 1), given(float32, 1), made(uint8, 1)))

@@ -132,9 +132,10 @@ def _apply_row(line, reds, greens, blues, values, target):
     first, second, third = values[0], values[1], values[2]
     for x in range(len(target) // 3):
         total = reds[line[3 * x]] + greens[line[3 * x + 1]] + blues[line[3 * x + 2]]
-        target[3 * x] = first[total & MASK]
-        target[3 * x + 1] = second[(total >> BITS) & MASK]
-        target[3 * x + 2] = third[total >> (2 * BITS)]
+        # unsigned: numba need not ask whether to count from the end
+        target[3 * x] = first[np.uint64(total & MASK)]
+        target[3 * x + 1] = second[np.uint64((total >> BITS) & MASK)]
+        target[3 * x + 2] = third[np.uint64(total >> (2 * BITS))]
 
 
 @jit((given(uint8, 1), int64, given(int64, 2), given(uint8, 2), made(uint8, 2)))

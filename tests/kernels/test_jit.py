@@ -1,0 +1,93 @@
+"""Compiled code: one private folder per state of the sources, and no trouble where nothing can be written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsikernels import _jit
+from wsikernels._jit import JIT_OFF, cache_folder
+
+ROOT = Path(__file__).parents[2]
+USE = "import numpy as np; from wsikernels.components import label_components as f; print(f(np.eye(3, dtype=bool))[1])"
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """``code`` in a new interpreter that knows no home but what ``environment`` says."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA")}
+    env = kept | {"PYTHONPATH": str(ROOT / "kernels")} | environment
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_without_a_usable_home_code_is_kept_among_temporary_files(tmp_path):
+    first = run(USE, HOME="/dev/null", TMPDIR=str(tmp_path))
+    assert first.stdout.strip() == "1"
+    (folder,) = tmp_path.glob("wsiengine-*/wsikernels-*")
+    assert any(folder.glob("**/*.nbi"))
+    assert folder.stat().st_mode & 0o077 == 0  # the cache holds pickles: nobody else may write there
+
+
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_where_nothing_can_be_written_kernels_still_work(tmp_path):
+    code = f"import wsikernels._jit as j; j._parents = lambda: iter(()); {USE}; print(j.cache_folder())"
+    assert run(code, HOME="/dev/null", TMPDIR=str(tmp_path)).stdout.split() == ["1", "None"]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert _jit._make_private(tmp_path / "cache") is None
+
+
+def test_a_file_in_the_way_is_not_a_folder(tmp_path):
+    (tmp_path / "cache").write_text("")
+    assert _jit._make_private(tmp_path / "cache" / "x") is None
+
+
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_other_packages_keep_their_own_cache_setting():
+    before = _jit.config.CACHE_DIR
+    with _jit._numba_cache(Path("/nowhere")):
+        assert _jit.config.CACHE_DIR == "/nowhere"
+    assert before == _jit.config.CACHE_DIR
+
+
+def test_the_folder_follows_the_sources():
+    folder = cache_folder()
+    assert folder is None or folder.name.startswith("wsikernels-")
+
+
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_kernels_that_every_run_needs_are_compiled_when_imported():
+    from wsikernels import clahe, lab, pack, resample, stain
+
+    for kernel in (
+        resample._mean_whole, resample._mean_general, pack._pack_planes, pack._pack_planes_half, pack._pack_pixels,
+        lab._levels, lab.move_lightness, clahe._shifts, clahe._apply_lab, stain._apply,
+    ):  # fmt: skip
+        assert len(kernel.signatures) == 1
+
+
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_read_only_pixels_are_taken():
+    from wsikernels.stain import DensityTables, apply_density
+
+    frozen = np.full((4, 5, 3), 200, np.uint8)
+    frozen.flags.writeable = False
+    assert np.array_equal(apply_density(frozen, DensityTables(np.eye(3))), frozen)
+
+
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_kernels_let_go_of_the_interpreter():
+    from wsikernels import clahe, lab, pack, resample, stain
+
+    for module in (clahe, lab, pack, resample, stain):
+        for kernel in vars(module).values():
+            if hasattr(kernel, "targetoptions"):
+                assert kernel.targetoptions["nogil"], kernel
+                assert not kernel.targetoptions.get("parallel"), kernel
+                assert not kernel.targetoptions.get("fastmath"), kernel  # sums as written: the same bits for every cut
