@@ -39,8 +39,14 @@ def test_where_nothing_can_be_written_kernels_still_work(tmp_path):
 
 
 def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
-    assert _jit._make_private(tmp_path / "cache") is None
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    assert _jit._make_private(folder) == folder
+    if os.getuid() == 0:
+        os.chown(folder, 12_345, -1)  # root may: the folder is a stranger's now
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert _jit._make_private(folder) is None
 
 
 def test_a_file_in_the_way_is_not_a_folder(tmp_path):
