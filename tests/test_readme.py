@@ -94,6 +94,20 @@ def test_options_of_a_command_are_all_described(command: str) -> None:
     assert rows <= known, f"no such options: {rows - known}"
 
 
+def test_recipes_are_described_as_they_are() -> None:
+    from wsiengine.recipe import _DEFAULTS, parse_recipe
+
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section(USAGE, "infer").split("### Recipes")[1], re.MULTILINE))
+    assert list(rows) == list(_DEFAULTS)
+    for name, settings in _DEFAULTS.items():
+        like = rows["macenko"] if rows[name].startswith("the same") else rows[name]
+        for key, value in settings.items():
+            assert f"`{key}={json.dumps(value).strip(chr(34))}`" in like, (name, key)
+    for recipe in ("macenko", "macenko+clahe", "clahe:region_um=64,clip=2"):
+        assert recipe in section(USAGE, "infer")
+        assert parse_recipe(recipe)
+
+
 def all_parsers(command: str) -> list[argparse.ArgumentParser]:
     """The parser of a command, and those of its actions."""
     found = [subparser(_parser(command)[0], command)]
