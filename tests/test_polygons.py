@@ -68,6 +68,12 @@ def test_no_region_vanishes():
     assert shapely.is_valid(after).all()
 
 
+def test_a_region_that_simplification_loses_is_put_back(monkeypatch):
+    polygons = trace(smooth_map(20, 31)).polygons
+    monkeypatch.setattr(shapely, "coverage_simplify", lambda given, *_, **__: as_array(shapely.Polygon(), *given[1:]))
+    assert simplify(polygons, 1.0).tolist() == polygons.tolist()
+
+
 def test_tolerance_zero_changes_nothing():
     polygons = trace(smooth_map(20, 31)).polygons
     assert simplify(polygons, 0) is polygons

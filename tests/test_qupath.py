@@ -77,6 +77,7 @@ def test_gzip_by_name_and_equal_bytes_every_time(tmp_path):
     (second,) = write_geojson(iter(objects), tmp_path / "b.geojson.gz")
     (plain,) = write_geojson(objects, tmp_path / "a.geojson")
     assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes()[3:8] == bytes(5)  # no name, no time
     assert gzip.decompress(first.read_bytes()) == plain.read_bytes()
     assert check(first) == []
 
@@ -172,7 +173,7 @@ def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path):
     before = path.read_bytes()
 
     def breaking():
-        yield square(1)
+        yield from (square(k) for k in range(5000))  # more than is held at a time: the draft has been begun
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):

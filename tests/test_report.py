@@ -149,7 +149,9 @@ def test_the_scale_bar_is_as_long_as_it_says(um_per_px):
     assert not dark[:200].any()
 
 
-@pytest.mark.parametrize(("um_per_px", "width", "length"), [(1.0, 1000, 200), (1.0, 999, 100), (0.5, 2048, 200)])
+@pytest.mark.parametrize(
+    ("um_per_px", "width", "length"), [(1.0, 1000, 200), (1.0, 999, 100), (0.5, 2048, 200), (1.0, 2600, 500)]
+)
 def test_scale_bars_are_round_numbers(um_per_px, width, length):
     assert scale_bar_um(um_per_px, width) == length
 
@@ -188,6 +190,15 @@ def test_the_picture_shows_slide_region_and_legend(tmp_path):
     tinted = untouched[300:500, 450:750] * 0.72 + np.array(ORANGE) * 0.28
     assert np.abs(picture[300:500, 450:750] - tinted).max() <= 1
     assert near(page[top + 554 :], ORANGE, 0).sum() > 100  # the legend's swatch
+
+
+@pytest.mark.parametrize("side", [2600, 650])
+def test_the_scale_bar_knows_the_scale_of_the_picture(tmp_path, monkeypatch, side):
+    told = []
+    monkeypatch.setattr("wsiengine.report.draw_scale_bar", lambda canvas, um_per_px, style: told.append(um_per_px))
+    slide = ArraySlide(position_pixels(900, 1300), mpp=Mpp(0.5, 0.25))
+    draw_overlay(slide, [], tmp_path / "a.png", max_side_px=side)
+    assert told == [pytest.approx(0.25 * max(1, 1300 / side))]
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (3, 400), (700, 20), (1, 1)])

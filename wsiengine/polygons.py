@@ -13,7 +13,7 @@ from wsiengine.geometry import Box
 __all__ = ["Traced", "clean", "clip", "rectangle", "simplify", "to_level0", "trace"]
 
 GRID_L0 = 0.01  # exported coordinates are multiples of this; QuPath 0.7 reduces to it on import
-SMALLEST_AREA_L0 = 0.01  # rings below this area (square level-0 pixels) count as nothing
+SMALLEST_AREA_L0 = 0.011  # smaller rings count as nothing: QuPath wants 0.01 px², the rest is for rounding far out
 
 
 def simplify(polygons: np.ndarray, tolerance: float) -> np.ndarray:
