@@ -7,7 +7,7 @@ import pytest
 from tests.training.fields import draw, write_sets
 from wsiengine.training import augment, data
 from wsiengine.training.crc5 import RECIPE
-from wsiengine.training.sampling import NEGATIVE_SHARE, Sampler
+from wsiengine.training.sampling import NEGATIVE_SHARE, SPOILT_SHARE, UNREADABLE, Sampler
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,11 @@ def test_a_batch_depends_on_seed_and_iteration_alone(pixels):
 
 def test_classes_come_up_alike_and_negatives_have_no_class(pixels):
     batch = sampler(pixels, seed=0).batch(0, 500, 64)
-    share = np.bincount(batch.labels + 1, minlength=4) / 500
-    assert share[1:].min() > 0.2
-    assert NEGATIVE_SHARE / 2 < share[0] < 0.35
+    share = np.bincount(batch.labels + 2, minlength=5) / 500
+    assert share[2:].min() > 0.2
+    assert NEGATIVE_SHARE / 2 < share[1] < 0.35
+    assert SPOILT_SHARE / 2 < share[0] < SPOILT_SHARE * 1.5
+    assert np.isnan(batch.epithelium[batch.labels == UNREADABLE]).all()
     covered = batch.epithelium.mean(axis=(1, 2))
     assert np.isnan(covered).any()  # no mask in one of the sets
     assert np.nanmean(covered[batch.labels == -1]) < 0.1
@@ -105,6 +107,16 @@ def test_bare_glass_gets_the_textbooks_stain():
     blank = np.full((50, 50, 3), 250, np.uint8)
     stain = augment.measure_stain(blank)
     np.testing.assert_allclose(np.linalg.norm(stain.vectors, axis=1), 1)
+
+
+def test_spoilt_tiles_have_lost_focus_or_light():
+    image = _stained([[0.65, 0.70, 0.29], [0.15, 0.95, 0.25]])
+    detail = cv2.Laplacian(image, cv2.CV_64F).std()
+    results = [augment.spoil(np.random.default_rng(s), image) for s in range(30)]
+    blurred = [cv2.Laplacian(r, cv2.CV_64F).std() < detail / 10 for r in results]
+    dark = [r.reshape(-1, 3).max(axis=0).min() < 60 for r in results]
+    assert all(a or b for a, b in zip(blurred, dark, strict=True))
+    assert 8 <= sum(blurred) <= 25
 
 
 def test_degrading_keeps_shape_and_type():

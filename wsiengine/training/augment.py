@@ -145,6 +145,15 @@ def degrade(rng: np.random.Generator, tile: np.ndarray) -> np.ndarray:
     return tile
 
 
+def spoil(rng: np.random.Generator, tile: np.ndarray) -> np.ndarray:
+    """The tile as nobody should diagnose it: far out of focus, or under ink."""
+    if rng.random() < 0.6:
+        return cv2.GaussianBlur(tile, (0, 0), rng.uniform(3.5, 9.0))
+    ink = rng.uniform(0.05, 0.9, 3)
+    ink[rng.integers(3)] = rng.uniform(0.0, 0.2)
+    return (tile * ink).astype(np.uint8)
+
+
 def colour(rng: np.random.Generator, tile: np.ndarray, have: Stain, others: Sequence[Stain]) -> np.ndarray:
     """The tile in another stain, most of the time."""
     if rng.random() < 0.1:

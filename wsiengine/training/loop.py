@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from wsiengine.errors import OutputConflict, WsiError
 from wsiengine.training.data import Field, load
 from wsiengine.training.mobilenet import STRIDE_PX, CellNet
-from wsiengine.training.sampling import Batch, Sampler
+from wsiengine.training.sampling import UNREADABLE, Batch, Sampler
 from wsiengine.training.scoring import Predict
 
 CHECKPOINT_EVERY = 200
@@ -209,6 +209,9 @@ class _Trainer:
         graded = labels >= 0
         logits = cam.mean(dim=(2, 3))[graded]
         by_class = cross_entropy(logits, labels[graded], label_smoothing=self.recipe.label_smoothing)
+        if (unreadable := labels == UNREADABLE).any():
+            alike = -cam.mean(dim=(2, 3))[unreadable].log_softmax(dim=1).mean(dim=1)
+            by_class = (by_class * graded.sum() + alike.sum()) / (graded | unreadable).sum()
         covered = torch.from_numpy(batch.epithelium)
         drawn = ~torch.isnan(covered)
         by_gate = binary_cross_entropy_with_logits(gate[drawn], covered[drawn]) if drawn.any() else gate.sum() * 0

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from wsiengine.training.augment import colour, cut, degrade, measure_stain, random_view
+from wsiengine.training.augment import colour, cut, degrade, measure_stain, random_view, spoil
 from wsiengine.training.data import Pixels
 
 NEGATIVE_SHARE = 0.12
 """Part of a batch that is cut where there is least epithelium: it trains the gate alone."""
+SPOILT_SHARE = 0.06
+"""Part of a batch that cannot be diagnosed any more: it teaches that no class is likelier than another."""
+UNREADABLE = -2
 _OTHER_SHARE = 0.3
 _TRIES = 6
 _ENOUGH_EPITHELIUM = 0.15
@@ -29,7 +32,7 @@ class Batch:
 
     Attributes:
         tiles: uint8 (N, rows, cols, 3).
-        labels: int64 (N,): class index, or −1 where the tile has no class to learn.
+        labels: int64 (N,): class index; −1 where the tile has no class to learn, −2 where it is unreadable.
         epithelium: float32 (N, rows / 32, cols / 32): covered fraction of each cell; NaN where nobody drew a mask.
     """
 
@@ -92,6 +95,8 @@ class Sampler:
         pixels = self._pixels[index]
         tile, mask = self._cut(rng, pixels, side_px, negative=negative)
         tile = degrade(rng, colour(rng, tile, self._stains[index], self._stains))
+        if not negative and rng.random() < SPOILT_SHARE:
+            tile, label, mask = spoil(rng, tile), UNREADABLE, None
         cells = side_px // self._cell_px
         if mask is None:
             return tile, label, np.full((cells, cells), np.nan, np.float32)
