@@ -10,8 +10,11 @@ from wsiengine.slides.base import LevelReader, Slide, SlideInfo
 from wsiengine.slides.flat import open_flat
 from wsiengine.slides.refusal import refusal
 from wsiengine.slides.sources import is_url, open_source
+from wsiengine.slides.structure import check_directories
 from wsiengine.slides.tiff import MAGICS, first_page_is_the_slide, parse_tiled
 from wsiengine.slides.whole import WholeSlide
+
+_ASPECT_SLACK = 0.05  # how far the sides of a level may differ from the slide's proportions
 
 __all__ = ["Slide", "SlideInfo", "open_slide"]
 
@@ -66,11 +69,26 @@ def _choose(path: str, wanted: str | None) -> LevelReader:
     """The first way of reading that takes the file; ``wanted`` insists on one."""
     if wanted is not None and wanted not in _READERS:
         raise ValueError(f"reader is one of {', '.join(_READERS)}, not {wanted!r}")
+    check_directories(path)
     for name in (wanted,) if wanted else _READERS:
         reader = _READERS[name](path)
         if reader is not None:
+            _check_levels(path, reader.info)
             return reader
     raise refusal(path)
+
+
+def _check_levels(path: str, info: SlideInfo) -> None:
+    """Every level shows the whole slide, smaller: where its sides say otherwise, what is read would be misplaced."""
+    full = info.size_l0
+    for index, level in enumerate(info.levels):
+        ratio_y, ratio_x = full.height / level.size.height, full.width / level.size.width
+        slack = _ASPECT_SLACK + 2 / min(level.size.shape)  # writers round sizes up or down
+        if min(ratio_y, ratio_x) < 1 or not 1 / (1 + slack) < ratio_y / ratio_x < 1 + slack:
+            raise UnreadableSlide(
+                f"{path} contradicts itself: its full size is {full}, but level {index} has {level.size}.",
+                hint="the file is damaged: copy it again from its origin.",
+            )
 
 
 def _direct(path: str) -> LevelReader | None:

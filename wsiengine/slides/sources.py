@@ -2,7 +2,6 @@
 
 import logging
 import os
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 
 import tifffile
 
-from wsiengine.errors import DependencyError, SlideNotFound, UnreadableSlide
+from wsiengine.errors import DependencyError, SlideNotFound, UnreadableSlide, WsiError
 
 # tifffile logs what is odd in a file; unheard by any handler it would print beside the words of our own errors
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -144,8 +143,10 @@ def open_tiff(path: str) -> Iterator[tifffile.TiffFile]:
             else:
                 tiff = stack.enter_context(tifffile.TiffFile(path))
             yield tiff
-        except struct.error as error:  # a header or directory shorter than it must be
-            raise tifffile.TiffFileError(str(error)) from error
+        except (WsiError, tifffile.TiffFileError):
+            raise
+        except Exception as error:  # tifffile meets damage with anything from AttributeError to ZeroDivisionError
+            raise tifffile.TiffFileError(f"{type(error).__name__}: {error}") from error
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

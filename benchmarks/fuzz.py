@@ -1,0 +1,84 @@
+"""Hostile slides: seeded mutants of real and drawn slides through every reader, each in a child that may die.
+
+``python benchmarks/fuzz.py [--mutants 2000] [--seed 0] [--keep DIR] [--out table.md] [--quick]``
+
+Looked for: crashes of the interpreter, hangs (20 s), memory (1.5 GiB above what is loaded), errors that are not said in
+words, wrong geometry, and pixels that differ outside the file tiles whose bytes were touched. JPEG has no checksum:
+inside touched tiles pixels may differ, and how often they do is counted. ``--keep`` saves the mutants that fail.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mutants", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="files whose name holds this")
+    parser.add_argument("--keep", type=Path, help="folder for mutants that fail")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--quick", action="store_true", help="40 mutants of drawn slides")
+    args = parser.parse_args()
+    shared = None if args.quick else os.environ.get("WSIENGINE_DATA")
+    with tempfile.TemporaryDirectory() as folder:
+        table, failures = campaign(args, Path(folder), Path(shared) if shared else None)
+    print(table)
+    if args.out:
+        args.out.write_text(table + "\n", encoding="utf-8")
+    return 1 if failures else 0
+
+
+def campaign(args: argparse.Namespace, folder: Path, shared: Path | None) -> tuple[str, int]:
+    """All mutants, file by file → table, number of failures."""
+    from tests.faults.hostile import NAMES, READERS, examine, sound
+    from tests.faults.mutants import Original, mutate, originals
+    from wsiengine.models.registry import load_model
+
+    load_model("planted")
+    paths = [path for path in originals(folder, shared) if not args.only or args.only in path.name]
+    total = 40 if args.quick else args.mutants
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    kinds: Counter[str] = Counter()
+    failures, began = 0, time.perf_counter()
+    for number, path in enumerate(paths):
+        original = Original.load(path)
+        known = {reader: sound(path, original, reader) for reader in READERS if reader != "run"}
+        for seed in range(args.seed, args.seed + total // len(paths) + (number < total % len(paths))):
+            mutant = mutate(original, seed)
+            place = folder / f"mutant{path.suffix}"
+            place.write_bytes(mutant.data)
+            verdict = examine(place, original, mutant, known)
+            kinds[mutant.kind] += 1
+            for reader, outcome in zip(READERS, verdict.outcomes, strict=True):
+                counts[reader or "chosen"][NAMES[outcome]] += 1
+            if not verdict.good:
+                failures += 1
+                print(f"FAILED {path.name} seed {seed} ({mutant.kind}): {verdict}", flush=True)
+                if args.keep:
+                    args.keep.mkdir(parents=True, exist_ok=True)
+                    (args.keep / f"{path.stem}-{seed}{path.suffix}").write_bytes(mutant.data)
+        print(f"{path.name}: {sum(kinds.values())} done, {time.perf_counter() - began:.0f} s", flush=True)
+    return _table(counts, kinds, failures), failures
+
+
+def _table(counts: dict[str, Counter[str]], kinds: Counter[str], failures: int) -> str:
+    from tests.faults.hostile import NAMES
+
+    seen = [name for name in NAMES if any(name in count for count in counts.values())]
+    lines = [f"{sum(kinds.values()):,} mutants, {failures} failures", ""]
+    lines += ["| outcome | " + " | ".join(counts) + " |", "|---|" + "--:|" * len(counts)]
+    lines += [f"| {name} | " + " | ".join(f"{count[name]:,}" for count in counts.values()) + " |" for name in seen]
+    return "\n".join([*lines, "", "Mutations: " + ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common()) + "."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
