@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiengine import __version__
-from wsiengine.errors import UnreadableSlide
+from wsiengine.errors import PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, summarise, write_annotations
 from wsiengine.grid import blocks_of
@@ -115,7 +115,12 @@ def _run(
     journal, recovered = space.journal()
     with journal:
         _foretell(subject, recovered, listener)
-        prepared = prepare(subject, recovered.blobs)
+        try:
+            prepared = prepare(subject, recovered.blobs)
+        except PlanError:
+            if not recovered.tiles:
+                space.forget()  # else the next try, with other settings, would be refused because of this one
+            raise
         watch.add(prepared.seconds)
         _remember(journal, recovered, prepared)
         listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
