@@ -104,6 +104,14 @@ def test_levels_of_broken_downsample_do_not_depend_on_the_box(tmp_path: Path, re
             np.testing.assert_array_equal(slide.read_level(1, box), whole[box.slices])
 
 
+@pytest.mark.parametrize(("full", "size"), [(356, 126), (398, 60), (531, 27), (1490, 372), (4096, 1024)])
+def test_positions_survive_tiffslides_truncation(full: int, size: int) -> None:
+    from wsiengine.slides.tiffslide import _level0_place
+
+    downsample = full / size
+    assert [int(_level0_place(pixel, downsample) / downsample) for pixel in range(size)] == list(range(size))
+
+
 def test_white_outside_enters_the_mean_before_resampling(coded: tuple[Path, np.ndarray]) -> None:
     path, pixels = coded
     with open_slide(path) as slide:
@@ -196,14 +204,16 @@ def test_the_fingerprint_knows_the_ends_of_the_file(coded: tuple[Path, np.ndarra
     assert _fingerprint(path) != before
 
 
-def test_the_fingerprint_knows_the_tile_table(tmp_path: Path) -> None:
-    """Two tiles of equal length change places in the table: the file keeps its length, and here its ends."""
+def test_the_fingerprint_knows_the_tile_tables(tmp_path: Path) -> None:
+    """Two tiles of the second level change places in its table, which lies far from both ends of the file."""
     path = tmp_path / "slide.tif"
-    tifffile.imwrite(path, position_pixels(1100, 1200), tile=(64, 64), photometric="rgb")
+    with tifffile.TiffWriter(path) as tiff:
+        for side, kind in ((1200, 0), (1000, 1)):
+            tiff.write(position_pixels(side, side), tile=(64, 64), photometric="rgb", subfiletype=kind, metadata=None)
     before = _fingerprint(path)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
-        tag = tiff.pages.first.tags["TileOffsets"]
-        assert tag.valueoffset < 1 << 20
+        tag = tiff.pages[1].tags["TileOffsets"]
+        assert 1 << 20 < tag.valueoffset < path.stat().st_size - (1 << 20)
         offsets = list(tag.value)
         offsets[100], offsets[101] = offsets[101], offsets[100]
         tag.overwrite(offsets)
