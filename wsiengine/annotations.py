@@ -3,7 +3,7 @@
 The writer and reader of their file, :mod:`wsiengine.qupath`, are offered here too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,11 +222,8 @@ def region_annotations(
     polygons_l0: Sequence[Any], class_name: str, colour: tuple[int, int, int], fingerprint: str
 ) -> list[Annotation]:
     """Plain outlines of one class, such as the tissue, as annotations without measurements."""
-    return list(_plain(clean(np.array([*polygons_l0, None], dtype=object)[:-1]), (class_name, colour), fingerprint))
-
-
-def _plain(outlines: np.ndarray, kind: Class, fingerprint: str) -> Iterator[Annotation]:
-    parts = shapely.normalize(shapely.get_parts(outlines))
-    ids = make_ids(parts, [kind[0]] * len(parts), (fingerprint, ""))
-    for part, name in zip(parts, ids, strict=True):
-        yield Annotation(id=name, class_name=kind[0], colour=kind[1], geometry=part)
+    outlines = np.empty(len(polygons_l0), object)
+    outlines[:] = polygons_l0
+    parts = shapely.normalize(shapely.get_parts(clean(outlines)))
+    ids = make_ids(parts, [class_name] * len(parts), (fingerprint, ""))
+    return [Annotation(ids[i], class_name, colour, part) for i, part in enumerate(parts)]

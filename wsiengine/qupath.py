@@ -27,6 +27,7 @@ from wsiengine.polygons import clean
 
 _HEAD, _TAIL = b'{"type":"FeatureCollection","features":[', b"]}\n"
 _BATCH = 2048  # objects cleaned and serialised at a time
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _WHOLE = re.compile(r"\.0(?=[,\]])")
 _NAMESPACE = uuid.UUID("6f0c1c62-5d0e-5f0b-9d53-1f2a7c0e8a41")  # of this package's ids; any fixed value would do
 
@@ -247,7 +248,7 @@ def _class_name(name: str) -> str:
 def _number(value: float) -> float | int | None:
     """A value as QuPath's float32 keeps it, written short; None where it is not finite."""
     value = float(value)
-    if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
+    if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
         return None
     value = float(f"{value:.7g}")
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
