@@ -51,6 +51,9 @@ def best_level(levels: Sequence[Level], l0_per_px: tuple[float, float]) -> int:
     return max(fitting, key=lambda i: levels[i].downsample, default=0)
 
 
+_MOST_KEPT_BYTES = 64 << 20  # the source of a block of 64 tiles at half its resolution is 38 MB
+
+
 class Scratch(threading.local):
     """Memory for source pixels, a piece per thread, used again by its next read: fresh pages are not free."""
 
@@ -59,6 +62,8 @@ class Scratch(threading.local):
 
     def pixels(self, box: Box) -> np.ndarray:
         """(h, w, 3) uint8 of any content, valid until this thread's next call."""
+        if box.area * 3 > _MOST_KEPT_BYTES:
+            return np.empty((*box.shape, 3), np.uint8)
         if self._room.size < box.area * 3:
             self._room = np.empty(box.area * 3, np.uint8)
         return self._room[: box.area * 3].reshape(*box.shape, 3)
