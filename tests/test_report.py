@@ -140,13 +140,16 @@ def test_a_long_title_stays_on_the_page():
 
 @pytest.mark.parametrize("um_per_px", [0.25, 3.7, 25.0, 110.0])
 def test_the_scale_bar_is_as_long_as_it_says(um_per_px):
-    canvas = np.full((300, 700, 3), 200, np.uint8)
-    draw_scale_bar(canvas, um_per_px, Style.of(700))
-    dark = near(canvas, INK, 3)
-    longest = dark.sum(axis=1).max()  # the bar's row: no text stands in it
-    assert longest == pytest.approx(scale_bar_um(um_per_px, 700) / um_per_px, abs=0.51)
-    assert 700 / 15 < longest <= 140
-    assert not dark[:200].any()
+    page, style = np.full((300, 728, 3), 255, np.uint8), Style.of(728)
+    assert style.margin == 14
+    draw_scale_bar(page, um_per_px, style)
+    dark = near(page, INK, 3)
+    columns = np.flatnonzero(dark[300 - 14 - 1])
+    bar = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)[-1]  # text stands on its left
+    assert len(bar) == pytest.approx(scale_bar_um(um_per_px, 700) / um_per_px, abs=0.51)
+    assert 700 / 15 < len(bar) <= 140
+    assert bar[-1] == 728 - 14 - 1
+    assert not dark[:270].any()
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def draw_overlay(
     style = Style.of(canvas.shape[1])
     draw_regions(canvas, annotations, slide.info.size_l0, style.line)
     mpp = require_mpp(slide.info)
-    draw_scale_bar(canvas, mpp.x * slide.info.size_l0.width / canvas.shape[1], style)
     page = compose(canvas, title, legend(annotations, mpp), style)
+    draw_scale_bar(page, mpp.x * slide.info.size_l0.width / canvas.shape[1], style)
     data = cv2.imencode(".png", page[..., ::-1])[1].tobytes()
     try:
         with replacing(Path(path)) as file:
@@ -147,30 +147,26 @@ def scale_bar_um(um_per_px: float, width_px: int) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
 
 
-def draw_scale_bar(canvas: np.ndarray, um_per_px: float, style: Style) -> None:
-    """A bar with its length, on a white plate at the bottom left of ``canvas``, in place."""
-    length_um = scale_bar_um(um_per_px, canvas.shape[1])
+def draw_scale_bar(page: np.ndarray, um_per_px: float, style: Style) -> None:
+    """A bar with its length at the bottom right of the page, in place: there it hides no tissue."""
+    width = page.shape[1] - 2 * style.margin
+    length_um = scale_bar_um(um_per_px, width)
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    bar, pad, text = round(length_um / um_per_px), style.text // 2, style.text
-    width = max(bar, _text_width(label, text)) + 2 * pad
-    height = text + 3 * pad + style.line * 2
-    y0, x0 = max(0, canvas.shape[0] - style.margin - height), style.margin
-    plate = canvas[y0 : y0 + height, x0 : x0 + width]
-    plate[:] = (plate.astype(np.float32) * 0.15 + 255 * 0.85).astype(np.uint8)
-    x_bar = x0 + (width - bar) // 2
-    y_bar = y0 + height - pad - style.line * 2
-    canvas[y_bar : y_bar + style.line * 2, x_bar : x_bar + bar] = INK
-    _write(canvas, label, (y0 + pad + text, x0 + (width - _text_width(label, text)) // 2), text, INK)
+    bar = round(length_um / um_per_px)
+    x1, y1 = style.margin + width, page.shape[0] - style.margin
+    page[y1 - style.text // 3 : y1, x1 - bar : x1] = INK
+    _write(page, label, (y1, x1 - bar - style.text // 2 - _text_width(label, style.text)), style.text, INK)
 
 
 def compose(canvas: np.ndarray, title: str, entries: Sequence[LegendEntry], style: Style) -> np.ndarray:
-    """The page: title, picture, legend in as many rows as it needs, notice."""
+    """The page: title, picture, legend in as many rows as it needs, notice; the last line has room for a scale bar."""
     width = max(canvas.shape[1], LEAST_SIDE_PX)
     columns = _legend_columns(entries, width, style)
     rows = -(-len(entries) // columns)
     line = round(style.text * 1.8)
     top = style.margin + (line if title else 0)
-    page = np.full((top + canvas.shape[0] + line * (rows + 2), width + 2 * style.margin, 3), PAPER, np.uint8)
+    height = top + canvas.shape[0] + line * (rows + 1) + style.margin
+    page = np.full((height, width + 2 * style.margin, 3), PAPER, np.uint8)
     if title:
         size = min(round(style.text * 1.2), width * style.text // max(1, _text_width(title, style.text)))
         _write(page, title, (style.margin + style.text, style.margin), max(9, size), INK, weight=600)
