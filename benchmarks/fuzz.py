@@ -39,12 +39,11 @@ def main() -> int:
 
 def campaign(args: argparse.Namespace, folder: Path, shared: Path | None) -> tuple[str, int]:
     """All mutants, file by file → table, number of failures."""
-    from tests.faults.hostile import NAMES, READERS, examine, sound
+    from tests.faults.hostile import NAMES, READERS, examine, sound, warm_up
     from tests.faults.mutants import Original, mutate, originals
-    from wsiengine.models.registry import load_model
 
-    load_model("planted")
     paths = [path for path in originals(folder, shared) if not args.only or args.only in path.name]
+    warm_up(folder / "jpeg-svs.svs")
     total = 40 if args.quick else args.mutants
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     kinds: Counter[str] = Counter()

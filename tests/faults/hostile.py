@@ -87,6 +87,11 @@ def _tile_box(original: Original, key: tuple[int, int], size: Size) -> Box:
     return Box.of(Size(height, width), key[0] * height, key[1] * width).intersect(Box.of(size))
 
 
+def warm_up(path: Path) -> None:
+    """Import and compile in this process what every child would else wait for."""
+    _plan(path)
+
+
 def examine(path: Path, original: Original, mutant: Mutant, known: dict[str | None, Sound | None]) -> Verdict:
     """Read the mutant (written at ``path``) with every reader, in a child of its own."""
     board = mmap.mmap(-1, len(READERS) + _WORDS)
@@ -152,7 +157,7 @@ def _place(error: BaseException) -> str:
 
 def _tell(board: mmap.mmap, words: str) -> None:
     data = words.encode()[: _WORDS - 1]
-    board[len(READERS) : len(READERS) + len(data)] = data
+    board[len(READERS) :] = data.ljust(_WORDS, b"\0")
 
 
 def _plan(path: Path) -> int:

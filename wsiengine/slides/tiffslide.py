@@ -16,7 +16,7 @@ from wsiengine.slides.base import SlideInfo, levels_of
 from wsiengine.slides.sources import open_tiff
 from wsiengine.slides.tiff import ome_mpp
 
-_DAMAGE = (tifffile.TiffFileError, RuntimeError, ValueError, IndexError, OSError)  # what its parts meet damage with
+_DAMAGE = Exception  # its many parts (tifffile, zarr, fsspec, codecs) meet damage with errors of any type
 _COLOURS = {"red", "green", "blue", "r", "g", "b"}
 
 
