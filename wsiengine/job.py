@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from wsiengine.dense import block_box_px, window_means
 from wsiengine.errors import ScoreError
 from wsiengine.geometry import Box
 from wsiengine.grid import Block, TileGrid
@@ -36,6 +37,7 @@ class Job:
         runtime: The one model session of this process.
         normaliser: Fitted recipe.
         grid: The tile grid.
+        dense: Run the network over whole blocks and read the tiles' scores off its map (:mod:`wsiengine.dense`).
     """
 
     key: str
@@ -43,10 +45,11 @@ class Job:
     runtime: Runtime
     normaliser: Normaliser
     grid: TileGrid
+    dense: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Packed twice, so that a worker that has the job open never unpacks (and re-opens) slide and session.
-        parts = pickle.dumps((self.slide, self.runtime, self.normaliser, self.grid))
+        parts = pickle.dumps((self.slide, self.runtime, self.normaliser, self.grid, self.dense))
         return _open_once, (self.key, parts)
 
 
@@ -83,15 +86,15 @@ def score_block(job: Job, block: Block) -> BlockScores:
         ScoreError: The model returned NaN or infinity; names the place.
     """
     grid, halo = job.grid, job.normaliser.halo_px
-    box = block.box_px(grid)
+    box = _box_px(job, block)
     started = time.perf_counter()
     pixels = job.slide.read(box.grow(halo) if halo else box, grid.lattice.mpp)
     read = time.perf_counter()
     pixels = job.normaliser.apply(pixels, box)
     normalised = time.perf_counter()
-    origins = block.origins_px(grid)
+    corners = block.origins_px(grid) - (box.y0, box.x0)
     try:
-        values = job.runtime.scores(pixels, origins - (box.y0, box.x0))
+        values = _window_scores(job, pixels, corners) if job.dense else job.runtime.scores(pixels, corners)
     except ScoreError as error:
         fy, fx = grid.lattice.l0_per_px
         raise ScoreError(
@@ -106,3 +109,19 @@ def score_block(job: Job, block: Block) -> BlockScores:
         "model": time.perf_counter() - normalised,
     }
     return BlockScores(block.tiles, scores, seconds)
+
+
+def _box_px(job: Job, block: Block) -> Box:
+    """What a block reads: the pixels under its wanted tiles; of a dense block all of it, and the network's halo."""
+    dense = job.runtime.card.dense
+    if not job.dense or dense is None:
+        return block.box_px(job.grid)
+    return block_box_px(block.tiles, job.grid).grow(dense.halo_px)
+
+
+def _window_scores(job: Job, pixels: np.ndarray, corners_px: np.ndarray) -> np.ndarray:
+    """Scores of tiles from one run of the network over the block."""
+    card, cell_px = job.runtime.card, job.grid.lattice.cell_px
+    return window_means(
+        job.runtime.maps(pixels), corners_px // cell_px, job.grid.rows.tile, gated=card.gate is not None
+    )

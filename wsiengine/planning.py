@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsiengine.dense import block_box_px
+from wsiengine.dense import block_tiles as dense_block_tiles
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
 from wsiengine.geometry import Lattice
 from wsiengine.grid import Block, TileGrid, blocks_of
@@ -38,8 +40,8 @@ _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
 class Options:
     """What the user asked for, beyond slide and model.
 
-    ``overlap`` is linear, in [0, 1). ``threads`` 0 means all cores the process may use. ``memory_limit_bytes``
-    None means no limit but the machine's.
+    ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
+    use. ``memory_limit_bytes`` None means no limit but the machine's.
     """
 
     overlap: float = 0.3
@@ -49,6 +51,7 @@ class Options:
     threads: int = 0
     memory_limit_bytes: int | None = None
     block_tiles: int | None = None
+    mode: str = "tiles"
 
     @property
     def worker_threads(self) -> int:
@@ -114,6 +117,9 @@ class Plan:
     @property
     def read_px(self) -> int:
         """Working pixels read, halos and overlaps between blocks included."""
+        if self.options.mode == "dense":
+            halo = self.card.dense.halo_px if self.card.dense else 0
+            return sum(block_box_px(block.tiles, self.grid).grow(halo).area for block in self.blocks())
         return sum(block.box_px(self.grid).area for block in self.blocks())
 
     @property
@@ -153,7 +159,10 @@ def make_plan(plan: Plan) -> Plan:
             "There is nothing to analyse: no tissue was found on the slide.",
             hint="look at `wsiengine tissue SLIDE`; --tissue none analyses everything.",
         )
-    side = plan.options.block_tiles or _block_side(plan)
+    if plan.options.mode == "dense":
+        side = dense_block_tiles(plan.card, plan.grid)  # part of the result: no memory limit may change it
+    else:
+        side = plan.options.block_tiles or _block_side(plan)
     planned = replace(plan, block_tiles=side)
     limit = plan.options.memory_limit_bytes
     if limit is not None and planned.peak_bytes > limit:
@@ -177,9 +186,13 @@ def _block_side(plan: Plan) -> int:
 def block_bytes(plan: Plan, side: int) -> int:
     """Pixels of one block in memory: as read from the best level, resampled, and normalised."""
     grid = plan.grid
-    side_px = (side - 1) * grid.stride_px + grid.tile_px
-    side_px = min(side_px, max(plan.lattice.extent_px.shape) + grid.tile_px)
-    return int(3 * side_px * side_px * (source_px_per_px(plan) + 2))
+    side_px = (min(side, max(grid.shape)) - 1) * grid.stride_px + grid.tile_px
+    return int(3 * _with_halo(plan, side_px) ** 2 * (source_px_per_px(plan) + 2))
+
+
+def _with_halo(plan: Plan, side_px: int) -> int:
+    dense = plan.card.dense
+    return side_px + 2 * dense.halo_px if plan.options.mode == "dense" and dense else side_px
 
 
 def source_px_per_px(plan: Plan) -> float:
@@ -199,7 +212,10 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     threads = plan.options.worker_threads
     on_gpu = plan.job is not None and plan.job.runtime.provider != "CPUExecutionProvider"
     batch = plan.job.runtime.batch_size if plan.job and on_gpu else 1  # the CPU takes tile by tile
-    activations = batch * plan.card.input.size_px**2 * _ACTIVATION_BYTES_PER_PX
+    run_px = batch * plan.card.input.size_px**2
+    if plan.options.mode == "dense":
+        run_px = _with_halo(plan, (min(side, max(plan.grid.shape)) - 1) * plan.grid.stride_px + plan.grid.tile_px) ** 2
+    activations = run_px * _ACTIVATION_BYTES_PER_PX
     slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     return {
         "the libraries": _BASE_BYTES,

@@ -76,7 +76,7 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
             "tissue",
             f"{percent(plan.tissue_um2 / whole)} of the slide · {area_words(plan.tissue_um2 / 1e6)} · "
             f"{plan.tile_count:,} tiles, overlap {percent(plan.options.overlap)} → stride {grid.stride_px} px "
-            f"({percent(grid.overlap)})",
+            f"({percent(grid.overlap)})" + (", dense windows" if plan.options.mode == "dense" else ""),
         ),
         (
             "plan",

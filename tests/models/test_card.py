@@ -37,6 +37,7 @@ def full() -> dict:
         data["classes"], ["Normal", "Carcinoma well", "Odd: no".replace(": ", " "), "Carcinoma poor"], strict=True
     ):
         entry |= {"name": name, "evidence": {"cases_trained": 3, "cases_tested": 2, "note": "n"}}
+    data["outputs"]["gate_map"] = "gate_map"
     data["classes"][1]["asserted_as"] = data["classes"][3]["asserted_as"] = "Adenocarcinoma"
     return data | {
         "description": "d",
@@ -63,7 +64,7 @@ def test_card_holds_what_the_json_says(tmp_path: Path) -> None:
     assert (card.gate.minimum, card.gate.otherwise) == (0.2, "Nothing")
     assert card.uncertain is not None
     assert (card.uncertain.below, card.uncertain.name) == (0.5, "Uncertain")
-    assert card.outputs.names == ("logits", "gate", "cam")
+    assert card.outputs.names == ("logits", "gate", "cam", "gate_map")
     assert card.score_channels == 5
     assert card.model_path == tmp_path / "tiny.onnx"
     assert card.sha256 == "0" * 64
@@ -166,6 +167,7 @@ BAD = [
     ("dense.block_px", 65, "dense.block_px is 65"),
     ("dense.offset_px", "x", "needed a number"),
     ("outputs.cam", None, "dense needs a class-activation map"),
+    ("outputs.gate_map", None, "dense with a gate needs the gate's map"),
     ("gate", None, "gate and outputs.gate go together"),
     ("gate.minimum", 1.5, "needed a number from 0 to 1"),
     ("gate.otherwise", "Normal", "must differ from every class: Normal"),

@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--normalise", metavar="RECIPE", help="replace the card's recipe: none, macenko, macenko+clahe, …")
     add_mpp(run)
+    run.add_argument(
+        "--mode",
+        choices=("tiles", "dense", "auto"),
+        default="tiles",
+        help="run each tile, or read windows off one run per block (cheaper at high overlap; default: tiles)",
+    )
     run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="what runs the model")
     run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
     run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
@@ -105,6 +111,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "threshold": args.threshold,
         "region": args.region,
         "tissue": args.tissue,
+        "mode": args.mode,
         "mpp": args.mpp,
         "device": args.device,
         "threads": args.threads,

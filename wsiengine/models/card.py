@@ -129,7 +129,7 @@ class Card:
             },
             "recipe": [dict(step) for step in self.recipe],
             "outputs": {
-                role: name for role in ("scores", "gate", "cam") if (name := getattr(self.outputs, role)) is not None
+                role: name for role in Outputs.__slots__ if (name := getattr(self.outputs, role)) is not None
             },
             "activation": self.activation,
             "output_stride_px": self.output_stride_px,
@@ -237,6 +237,8 @@ def _check_consistency(card: Card, where: str) -> None:
         raise CardError(f"{where}: gate and outputs.gate go together: give both or neither")
     if card.dense and not card.outputs.cam:
         raise CardError(f"{where}: dense needs a class-activation map, but outputs.cam is not given")
+    if card.dense and card.gate and not card.outputs.gate_map:
+        raise CardError(f"{where}: dense with a gate needs the gate's map, but outputs.gate_map is not given")
     files = [r.file for r in card.resources]
     if sum(f.lower().endswith(".onnx") for f in files) != 1 or len(set(files)) < len(files):
         raise CardError(f"{where}: resources must name each file once and exactly one .onnx: got {', '.join(files)}")

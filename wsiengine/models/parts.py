@@ -54,15 +54,20 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """ONNX output names by role: class scores (N, classes), gate fraction (N,), activation map (N, classes, h, w)."""
+    """ONNX output names by role.
+
+    ``scores`` (N, classes) and ``gate`` (N,) are per tile; ``cam`` (N, classes, h, w) is the class-activation map whose
+    mean over cells is ``scores``, ``gate_map`` (N, h, w) the map whose mean is ``gate``.
+    """
 
     scores: str
     gate: str | None = None
     cam: str | None = None
+    gate_map: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.scores, self.gate, self.cam) if name is not None)
+        return tuple(name for name in (self.scores, self.gate, self.cam, self.gate_map) if name is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,8 @@ def read_input(entry: Fields) -> InputSpec:
 
 
 def read_outputs(entry: Fields) -> Outputs:
-    outputs = Outputs(entry.text("scores"), entry.text_or_none("gate"), entry.text_or_none("cam"))
+    optional = (entry.text_or_none(role) for role in ("gate", "cam", "gate_map"))
+    outputs = Outputs(entry.text("scores"), *optional)
     entry.finish()
     if len(set(outputs.names)) < len(outputs.names):
         raise CardError(f"{entry.where}: two roles name the same ONNX output: {', '.join(outputs.names)}")

@@ -10,6 +10,7 @@ batch. It costs nothing: measured on one core, ms per 224 px tile at batch 1, 8 
 On CUDA every batch has one fixed, padded shape, which is part of a run's identity.
 """
 
+import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiengine.errors import CardError, DependencyError, ModelError, ProviderError
+from wsiengine.errors import CardError, DependencyError, ModelError, ProviderError, ScoreError
 from wsiengine.models.card import Card
 from wsiengine.models.contract import check_outputs, check_scores, check_signature, disagrees
 from wsiengine.models.integrity import check_files
@@ -147,6 +148,35 @@ class Runtime:
         check_scores(scores, origins, self.card)
         return scores
 
+    def maps(self, pixels: np.ndarray) -> np.ndarray:
+        """The network run once over a whole block: its map of scores, one per cell.
+
+        Args:
+            pixels: (rows, cols, 3) uint8 RGB, whole numbers of cells; normalised by the card's recipe.
+
+        Returns:
+            (rows / stride, cols / stride, card.score_channels) float32: the class-activation map, then the gate's map.
+
+        Raises:
+            CardError: The card names no maps, or they are not one value per cell.
+            ScoreError: NaN or infinity.
+            ModelError: ONNX Runtime failed on this input.
+        """
+        names = [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
+        channels_last = self.card.input.layout == "NHWC"
+        shape = (*pixels.shape[:2], 3) if channels_last else (3, *pixels.shape[:2])
+        batch = _aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
+        _pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
+        cam, *gate = self._run(batch, names)
+        parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
+        found = np.concatenate(parts, axis=-1, dtype=np.float32)
+        wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
+        if found.shape != wanted:
+            raise disagrees(self.card, f"maps of shape {found.shape}", f"{wanted}: one value per cell and channel")
+        if not np.isfinite(found).all():
+            raise ScoreError(f"model {self.card.name} returned NaN or infinity.", hint="the model file may be damaged.")
+        return found
+
     def _fill(self, pixels: np.ndarray, origins: np.ndarray, scores: np.ndarray) -> None:
         """Scores of the tiles at ``origins`` into the rows of ``scores``; the last batch is padded."""
         batch = self._batch()
@@ -164,18 +194,14 @@ class Runtime:
         spec = self.card.input
         side = spec.size_px
         shape = (side, side, 3) if spec.layout == "NHWC" else (3, side, side)
-        dtype = np.dtype(_NUMPY[spec.dtype])
-        n_bytes = self.batch_size * 3 * side * side * dtype.itemsize
-        memory = np.zeros(n_bytes + _ALIGN_BYTES, np.uint8)
-        start = -memory.ctypes.data % _ALIGN_BYTES
-        return memory[start : start + n_bytes].view(dtype).reshape(self.batch_size, *shape)
+        return _aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
 
-    def _run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def _run(self, batch: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
         try:
             if self._one_at_a_time is None:
-                return self._session.run(self._outputs, {self._input: batch})
+                return self._session.run(outputs or self._outputs, {self._input: batch})
             with self._one_at_a_time:
-                return self._session.run(self._outputs, {self._input: batch})
+                return self._session.run(outputs or self._outputs, {self._input: batch})
         except _ort_errors() as error:
             raise ModelError(
                 f"model {self.card.name}: ONNX Runtime failed on tiles of shape {batch.shape}: {_first_line(error)}",
@@ -189,6 +215,14 @@ class Runtime:
         except ModelError as error:
             raise CardError(error.message, hint="compare the card's input with the ONNX file") from error
         check_outputs(outputs, self.batch_size, self.card)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that start at a multiple of ``_ALIGN_BYTES``."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(n_bytes + _ALIGN_BYTES, np.uint8)
+    start = -memory.ctypes.data % _ALIGN_BYTES
+    return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 _shared_runtimes: dict[tuple, Runtime] = {}
@@ -291,9 +325,9 @@ def _pack(pixels: np.ndarray, origins: np.ndarray, card: Card, out: np.ndarray) 
         pack = pack_tiles if spec.layout == "NCHW" else pack_tiles_nhwc
         pack(pixels, origins, spec.scale, spec.bias, out)
         return
-    side = spec.size_px
+    height, width = out.shape[1:3] if spec.layout == "NHWC" else out.shape[2:4]
     for tile, (y, x) in zip(out, origins.tolist(), strict=True):
-        view = pixels[y : y + side, x : x + side]
+        view = pixels[y : y + height, x : x + width]
         tile[...] = view if spec.layout == "NHWC" else view.transpose(2, 0, 1)
 
 

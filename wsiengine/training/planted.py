@@ -57,6 +57,7 @@ def build_graph() -> onnx.ModelProto:
         helper.make_node("ReduceMean", ["cam"], ["logits"], axes=[2, 3], keepdims=0),
         helper.make_node("ReduceMean", ["cover"], ["covers"], axes=[2, 3], keepdims=0),
         helper.make_node("ReduceSum", ["covers", "channel_axis"], ["gate"], keepdims=0),
+        helper.make_node("ReduceSum", ["cover", "channel_axis"], ["gate_map"], keepdims=0),
     ]
     marks = len(planted.MARKS)
     graph = helper.make_graph(
@@ -67,6 +68,7 @@ def build_graph() -> onnx.ModelProto:
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", marks]),
             helper.make_tensor_value_info("gate", TensorProto.FLOAT, ["n"]),
             helper.make_tensor_value_info("cam", TensorProto.FLOAT, ["n", marks, "rows", "cols"]),
+            helper.make_tensor_value_info("gate_map", TensorProto.FLOAT, ["n", "rows", "cols"]),
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
@@ -91,7 +93,7 @@ def build_card(folder: Path, sha256: str) -> Card:
         ),
         classes=tuple(ClassInfo(name, colour, None, evidence) for name, colour in planted.MARKS.items()),
         input=InputSpec(planted.TILE_PX, Mpp.square(planted.UM_PER_PX), "NHWC", "uint8"),
-        outputs=Outputs("logits", "gate", "cam"),
+        outputs=Outputs("logits", "gate", "cam", "gate_map"),
         activation="softmax",
         output_stride_px=planted.CELL_PX,
         dense=Dense(block_px=1024, halo_px=0, offset_px=(planted.CELL_PX - 1) / 2),

@@ -70,7 +70,7 @@ def card(recipe: Recipe, figures: dict[str, Any], folder: Path) -> dict[str, Any
         "classes": [_class(name, figures) for name in names],
         "input": {"size_px": TILE_PX, "mpp": recipe.mpp, "layout": "NHWC", "dtype": "uint8", "range": [0, 255]},
         "recipe": [],
-        "outputs": {"scores": "logits", "gate": "epithelium", "cam": "cam"},
+        "outputs": {"scores": "logits", "gate": "epithelium", "cam": "cam", "gate_map": "epithelium_map"},
         "activation": "softmax",
         "output_stride_px": STRIDE_PX,
         "halo_px": 0,
