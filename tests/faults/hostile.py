@@ -23,7 +23,8 @@ from wsiengine.slides import open_slide
 
 READERS = (None, "direct", "openslide", "flat", "tiffslide", "run")
 MEMORY_BYTES = 1_500 << 20  # beside what is loaded
-TIME_S = 20
+CPU_S = 15  # of the processor's time
+WAIT_S = 60  # on a machine that others use too
 _SAMPLE = 6  # file tiles compared, besides those touched
 _WORDS = 4096
 
@@ -104,7 +105,7 @@ def examine(path: Path, original: Original, mutant: Mutant, known: dict[str | No
 
 
 def _await(pid: int) -> str:
-    until = time.monotonic() + TIME_S
+    until = time.monotonic() + WAIT_S
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -113,7 +114,7 @@ def _await(pid: int) -> str:
         time.sleep(0.002)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return f"by force after {TIME_S} s"
+    return f"by force after {WAIT_S} s"
 
 
 def _child(
@@ -122,6 +123,7 @@ def _child(
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))  # a signal ends whoever needs more
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for index, reader in enumerate(READERS):
         board[index] = BUSY

@@ -40,6 +40,12 @@ def _tiff_refusal(path: str) -> SlideError:
             f"{path} is a TIFF file whose table of contents is damaged or lies beyond the file's end.",
             hint="the file looks truncated: copy it again from its origin.",
         )
+    if (depth, kind) == (8, "u") and {a: n for a, n in sizes.items() if a not in "YX"} == {"S": 3}:
+        return UnreadableSlide(
+            f"{path} is a colour image of {sizes.get('X', 0):,} × {sizes.get('Y', 0):,} px, but its tables do not fit "
+            "together: none of our readers can make sense of it.",
+            hint="the file is damaged: copy it again from its origin.",
+        )
     stack = [f"{count} {_AXES.get(axis, 'images')}" for axis, count in sizes.items() if axis not in "YX" and count > 1]
     parts = [f"{sizes.get('X', 0):,} × {sizes.get('Y', 0):,} px", *stack, f"{depth}-bit {_KINDS.get(kind, 'numbers')}"]
     looks = " It looks like a fluorescence or multi-plane stack." if "channels" in " ".join(stack) else ""
