@@ -118,15 +118,23 @@ def legend(annotations: Iterable[Annotation], mpp: Mpp) -> list[LegendEntry]:
 
 
 def draw_regions(canvas: np.ndarray, annotations: Sequence[Annotation], size_l0: Size, line_px: int) -> None:
-    """Tint and outline regions on ``canvas``, a picture of the whole slide, in place."""
+    """Tint and outline regions on ``canvas``, a picture of the whole slide, in place.
+
+    Outlines lie inside their region, so that of two neighbours both are seen.
+    """
     scale = np.array([canvas.shape[1] / size_l0.width, canvas.shape[0] / size_l0.height]) * 2**_SHIFT
-    outlines = [(_rings(annotation.geometry, scale), annotation.colour) for annotation in annotations]
-    tint = canvas.copy()
-    for rings, colour in outlines:
-        cv2.fillPoly(tint, rings, colour, cv2.LINE_8, _SHIFT)
-    cv2.addWeighted(tint, _FILL, canvas, 1 - _FILL, 0, dst=canvas)
-    for rings, colour in outlines:
-        cv2.polylines(canvas, rings, True, colour, line_px, cv2.LINE_AA, _SHIFT)
+    kinds: dict[tuple[str | None, Colour], list[list[np.ndarray]]] = {}
+    for annotation in annotations:
+        kinds.setdefault((annotation.class_name, annotation.colour), []).append(_rings(annotation.geometry, scale))
+    for (_, colour), regions in kinds.items():
+        inside = np.zeros(canvas.shape[:2], np.uint8)
+        for rings in regions:
+            cv2.fillPoly(inside, rings, 255, cv2.LINE_AA, _SHIFT)
+        drawn = cv2.addWeighted(np.full_like(canvas, colour), _FILL, canvas, 1 - _FILL, 0)
+        for rings in regions:
+            cv2.polylines(drawn, rings, True, colour, 2 * line_px, cv2.LINE_AA, _SHIFT)
+        opacity = inside[..., None] / np.float32(255)
+        canvas[:] = np.rint(canvas * (1 - opacity) + drawn * opacity)
 
 
 def _rings(geometry: object, scale: np.ndarray) -> list[np.ndarray]:
