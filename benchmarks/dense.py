@@ -83,12 +83,9 @@ def compare(path: Path, raster: object, model: str) -> None:
     true = true_classes(tiles, raster(tiles.lattice.mpp.mean))  # type: ignore[operator]
     known = true >= 0
     print(f"tiles    {int(known.sum())} wholly inside a zone, of {tiles.tile_count}")
-    print(
-        f"agree    {(best[0] == best[1])[tiles.wanted].mean():.3f} of all, {(best[0] == best[1])[known].mean():.3f} inside zones"
-    )
-    print(
-        f"right    isolated tiles {(best[0] == true)[known].mean():.3f}, dense windows {(best[1] == true)[known].mean():.3f}"
-    )
+    same, right = best[0] == best[1], [(answer == true)[known].mean() for answer in best]
+    print(f"agree    {same[tiles.wanted].mean():.3f} of all, {same[known].mean():.3f} inside zones")
+    print(f"right    isolated tiles {right[0]:.3f}, dense windows {right[1]:.3f}")
 
 
 if __name__ == "__main__":
