@@ -133,8 +133,15 @@ def draw_regions(canvas: np.ndarray, annotations: Sequence[Annotation], size_l0:
         drawn = cv2.addWeighted(np.full_like(canvas, colour), _FILL, canvas, 1 - _FILL, 0)
         for rings in regions:
             cv2.polylines(drawn, rings, True, colour, 2 * line_px, cv2.LINE_AA, _SHIFT)
-        opacity = inside[..., None] / np.float32(255)
-        canvas[:] = np.rint(canvas * (1 - opacity) + drawn * opacity)
+        _lay_over(canvas, drawn, inside)
+
+
+def _lay_over(canvas: np.ndarray, drawn: np.ndarray, opacity: np.ndarray) -> None:
+    """Blend ``drawn`` into ``canvas`` by ``opacity`` (rows, cols) 0–255, in place, a few rows at a time."""
+    for y in range(0, canvas.shape[0], 128):
+        rows = slice(y, y + 128)
+        share = opacity[rows, :, None].astype(np.uint16)
+        canvas[rows] = (canvas[rows] * (255 - share) + drawn[rows] * share + 127) // 255
 
 
 def _rings(geometry: object, scale: np.ndarray) -> list[np.ndarray]:
