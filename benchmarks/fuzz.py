@@ -2,9 +2,9 @@
 
 ``python benchmarks/fuzz.py [--mutants 2000] [--seed 0] [--keep DIR] [--out table.md] [--quick]``
 
-Looked for: crashes of the interpreter, hangs (15 s of the processor), memory (1.5 GiB above what is loaded), errors that are not said in
-words, wrong geometry, and pixels that differ outside the file tiles whose bytes were touched. JPEG has no checksum:
-inside touched tiles pixels may differ, and how often they do is counted. ``--keep`` saves the mutants that fail.
+Looked for: crashes of the interpreter, hangs (15 s of the processor), memory (1.5 GiB above what is loaded), errors
+that are not said in words, wrong geometry, and pixels that differ outside the file tiles whose bytes were touched. JPEG
+has no checksum: inside touched tiles pixels may differ, which is counted. ``--keep`` saves what fails.
 """
 
 import argparse

@@ -1,0 +1,141 @@
+"""Hostile slides through every reader: no crash, no hang, no memory taken, words instead of errors, true geometry."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from tests.data import data_dir
+from tests.fakes import position_pixels
+from tests.faults.hostile import DIFFERENT, READ, READERS, UNREADABLE, Sound, examine, sound, warm_up
+from tests.faults.mutants import Mutant, Original, mutate, originals
+from wsiengine.errors import SlideError, UnreadableSlide
+from wsiengine.geometry import Size
+from wsiengine.slides import open_slide
+from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
+
+EACH = 6  # benchmarks/fuzz.py takes thousands
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("originals")
+    paths = {path.name: path for path in originals(folder, None)}
+    warm_up(paths["jpeg-svs.svs"])
+    return paths
+
+
+NAMES = (
+    "jpeg-svs.svs",
+    "jpeg2000-plain.tif",
+    "deflate-svs.svs",
+    "deflate-plain.tif",
+    "flat.png",
+    "flat.jpg",
+    "flat.tif",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutants(files: dict[str, Path], tmp_path: Path, name: str) -> None:
+    original = Original.load(files[name])
+    known = _known(files[name], original)
+    assert any(known.values())
+    place = tmp_path / f"mutant{files[name].suffix}"
+    for seed in range(EACH):
+        mutant = mutate(original, seed)
+        place.write_bytes(mutant.data)
+        verdict = examine(place, original, mutant, known)
+        assert verdict.good, (seed, mutant.kind, str(verdict))
+
+
+def _known(path: Path, original: Original) -> dict[str | None, Sound | None]:
+    return {reader: sound(path, original, reader) for reader in READERS if reader != "run"}
+
+
+def test_sound_files_are_read_and_a_swap_of_tiles_would_be_seen(files: dict[str, Path], tmp_path: Path) -> None:
+    """The test of the test above."""
+    path = files["jpeg-svs.svs"]
+    original = Original.load(path)
+    known = _known(path, original)
+    untouched = examine(path, original, Mutant("none", original.data, (), False), known)
+    assert set(untouched.outcomes) <= {READ, 2}
+    assert untouched.outcomes[:3] == (READ, READ, READ)
+    assert known["direct"] is not None
+    first, second = sorted(known["direct"].tiles)[:2]
+    known["direct"].tiles[first], known["direct"].tiles[second] = (
+        known["direct"].tiles[second],
+        known["direct"].tiles[first],
+    )
+    assert not examine(path, original, Mutant("none", original.data, (), False), known).good
+
+
+def test_damage_is_confined_to_the_file_tile_whose_bytes_it_hit(files: dict[str, Path], tmp_path: Path) -> None:
+    path = files["jpeg-svs.svs"]
+    original = Original.load(path)
+    offset, length = original.tiles[(1, 2)]
+    data = bytearray(original.data)
+    data[offset + length // 2 : offset + length // 2 + 40] = bytes(40)
+    place = tmp_path / "damaged.svs"
+    place.write_bytes(data)
+    mutant = Mutant("hole", bytes(data), ((offset + length // 2, offset + length // 2 + 40),), False)
+    verdict = examine(place, original, mutant, _known(path, original))
+    assert verdict.good, str(verdict)
+    assert verdict.outcomes[0] in (DIFFERENT, UNREADABLE)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_directories_that_go_round_in_a_circle(tmp_path: Path, bigtiff: bool) -> None:
+    path = tmp_path / "circle.tif"
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
+        for side in (300, 150):
+            writer.write(position_pixels(side, side + 60), tile=(64, 64), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        last, first = tiff.pages[1], tiff.pages[0].offset
+        link = last.offset + tiff.tiff.tagnosize + len(last.tags) * tiff.tiff.tagsize
+        form = "<Q" if bigtiff else "<I"
+    data = bytearray(path.read_bytes())
+    assert struct.unpack_from(form, data, link) == (0,)
+    struct.pack_into(form, data, link, first)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableSlide, match="go round in a circle"):
+        open_slide(path)
+
+
+def _with_tag(path: Path, page: int, tag: int, value: int) -> None:
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[page % len(tiff.pages)].tags[tag].overwrite(value)
+
+
+def test_tiles_that_no_memory_holds_do_not_reach_openslide(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.svs"
+    write_pyramid(path, position_pixels(300, 420), Size(300, 420), 0.5, PyramidLayout(128, downsamples=(1,)))
+    _with_tag(path, 0, 323, 65520)
+    _with_tag(path, 0, 322, 65520)
+    for reader in (None, "openslide"):
+        with pytest.raises(UnreadableSlide, match=r"tiles of 65,520 × 65,520 px"):
+            open_slide(path, reader=reader)
+
+
+@pytest.mark.parametrize("height", [75 * 16, 75 * 2])
+def test_levels_that_contradict_each_other(tmp_path: Path, height: int) -> None:
+    path = tmp_path / "levels.svs"
+    layout = PyramidLayout(128, downsamples=(1, 4), compression="deflate")
+    write_pyramid(path, position_pixels(300, 420), Size(300, 420), 0.5, layout)
+    _with_tag(path, -1, 257, height)
+    for reader in (None, "openslide"):
+        with pytest.raises(SlideError):
+            open_slide(path, reader=reader)
+
+
+def test_adversarial_files_are_read_or_refused_in_words(tmp_path: Path, files: dict[str, Path]) -> None:
+    folder = data_dir() / "wsi" / "adversarial"
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(paths) >= 8
+    for path in paths:
+        original = Original(path.name, path.read_bytes(), {}, (0, 0), [], [], [], [], "<")
+        verdict = examine(path, original, Mutant("none", original.data, ((0, 1),), True), dict.fromkeys(READERS))
+        assert verdict.good, (path.name, str(verdict))
+        assert np.any(np.array(verdict.outcomes) != 0)
