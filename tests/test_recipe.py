@@ -76,7 +76,8 @@ def test_mistakes_on_the_command_line(text, message):
         (["macenko"], "no step"),
         ([{"step": "macenko", "target": {"vectors": [[1, 0, 0], [0, 1]], "strengths": [1, 1]}}], "a target is written"),
         ([{"step": "reinhard", "target": {"mean": [1, 2, 3]}}], "a target is written"),
-        ([{"step": "macenko", "target": 3}], "no picture"),
+        ([{"step": "macenko", "target": 3}], "written as numbers, not 3"),
+        ([{"step": "macenko", "target": "pyproject.toml"}], "written as numbers"),
     ],
 )
 def test_mistakes_in_a_card(steps, message):

@@ -148,6 +148,8 @@ def _target(step: Settings, kind: type[WsiError]) -> Settings:
         return TARGETS[space][target]
     if isinstance(target, str) and target.startswith("builtin:"):
         raise kind(f"{step['step']} has no target {target!r}.", hint=f"use {', '.join(TARGETS[space])} or a picture.")
+    if kind is CardError:  # a card is complete in itself and checked by its sums: it opens no picture
+        raise kind(f"{step['step']}: a card's target is built in or written as numbers, not {target!r}.")
     if not isinstance(target, str) or not Path(target).is_file():
         raise kind(f"the target {target!r} of {step['step']} is no picture that can be found.")
     from wsiengine.normalise import fit_target
