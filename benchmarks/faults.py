@@ -36,11 +36,12 @@ class Tally:
     where: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
 
-    def add(self, words: str, survived: bool, equal: bool, seconds: float, where: str = "") -> None:
+    def add(self, words: str, survived: bool, equal: bool, seconds: float | None = None, where: str = "") -> None:
         self.injected += 1
         self.survived += survived
         self.equal += equal
-        self.seconds.append(seconds)
+        if seconds is not None:
+            self.seconds.append(seconds)
         if where:
             self.where[where] += 1
         if not (survived and equal):
@@ -158,12 +159,30 @@ def failing_disks(ground: Ground) -> Iterator[Tally]:
         yield tally
 
 
+def exports(ground: Ground) -> Iterator[Tally]:
+    """20,000 nasty shapes and 400 maps; an export survives where the rules of QuPath object to nothing."""
+    from tests.faults.shapes import export_map, export_shapes
+
+    tally, batch = Tally("nasty shapes exported"), 50
+    for first in ground.some(list(range(0, 20_000, batch))):
+        shapes, problems = export_shapes(range(first, first + batch), ground.folder)
+        for _ in range(shapes):
+            tally.add(f"from {first}: {problems[:3]}", not problems, not problems)
+    yield tally
+    tally = Tally("random maps exported")
+    for seed in ground.some(list(range(400))):
+        _, problems = export_map(seed, ground.folder)
+        tally.add(f"seed {seed}: {problems[:3]}", not problems, not problems)
+    yield tally
+
+
 CAMPAIGNS: dict[str, Callable[[Ground], Iterator[Tally]]] = {
     "changes": kills_at_changes,
     "moments": kills_at_moments,
     "command": kills_of_the_command,
     "power": power_cuts,
     "disk": failing_disks,
+    "exports": exports,
 }
 
 

@@ -1,6 +1,7 @@
 """Reading flat images (PNG, JPEG, plain TIFF) by holding them whole: camera fields, crops, mammograms."""
 
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -74,15 +75,23 @@ def _open_tiff(path: str) -> FlatReader | None:
             alone = len(series.pages) == 1 and series.axes in ("YX", "YXS", "SYX")
             if not alone or page.photometric not in (1, 2, 6) or page.size > 3 * MOST_PX:
                 return None
-            pixels = page.asarray()
+            pixels = _decoded(page, series.shape, path)
             mpp = page_resolution(page)
     except tifffile.TiffFileError:
         return None  # what is wrong with its structure is said by the refusal
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UnreadableSlide(
-            f"{path} cannot be decoded: {error}.", hint="the file is damaged: copy it again from its origin."
-        ) from error
     return FlatReader(_as_rgb(np.moveaxis(pixels, 0, -1) if series.axes == "SYX" else pixels, path), "TIFF", mpp)
+
+
+def _decoded(page: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
+    """The pixels of a page."""
+    hint = "the file is damaged: copy it again from its origin."
+    try:
+        pixels: np.ndarray = page.asarray()
+    except Exception as error:  # tifffile and its codecs meet damage with errors of any type
+        raise UnreadableSlide(f"{path} cannot be decoded: {error}.", hint=hint) from error
+    if pixels.shape != shape:
+        raise UnreadableSlide(f"{path} announces {shape} values, {pixels.shape} came.", hint=hint)
+    return pixels
 
 
 def _as_rgb(pixels: np.ndarray, path: str) -> np.ndarray:
