@@ -21,7 +21,7 @@ class Traced:
 
     ``components`` int32 (rows, cols): 0 where the label is 0, else 1 … n; ``polygons[i]`` and ``labels[i]`` (uint8)
     belong to component i + 1. Components are numbered by label, then by their first cell in reading order.
-    Polygons are in cells: x right, y down, whole numbers; every ring starts at its first vertex in reading order.
+    Polygons are in cells, x right, y down; vertices are whole numbers, or multiples of half a cell where smoothed.
     """
 
     components: np.ndarray
