@@ -39,7 +39,7 @@ _INTENDED = (
     "Research on H&E-stained colorectal tissue. Not a medical device, not for diagnosis. The evidence comes from gland "
     "fields of three laboratories; other tissue, stains and scanners were hardly seen."
 )
-_LICENCE = "Weights: research use only (terms of the GlaS and LC25000 training images). Code: Apache-2.0."
+_LICENCE = "research use only"
 
 
 def write_model(run: Path, folder: Path, figures: dict[str, Any]) -> None:
