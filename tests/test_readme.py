@@ -108,6 +108,13 @@ def test_recipes_are_described_as_they_are() -> None:
         assert parse_recipe(recipe)
 
 
+def test_events_are_described_as_they_are() -> None:
+    sources = [path.read_text("utf-8") for path in (ROOT / "wsiengine").rglob("*.py")]
+    kinds = {kind for source in sources for kind in re.findall(r'\bEvent\("(\w+)"', source)} | {"error"}
+    [told] = re.findall(r"`event` is (.*?)\. \|$", section(USAGE, "infer"), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", told)) == kinds
+
+
 def all_parsers(command: str) -> list[argparse.ArgumentParser]:
     """The parser of a command, and those of its actions."""
     found = [subparser(_parser(command)[0], command)]
