@@ -142,6 +142,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), f"{name_of(page)} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_are_finished(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert not re.findall(r"@@|TODO|TBD|FIXME|\?\?\?", text)
+    assert text.count("```") % 2 == 0
+
+
 def test_outputs_are_described_as_they_are(slide: Path, tmp_path: Path) -> None:
     result = infer(slide, "planted", tmp_path / "out", outputs=wsiengine.inference.Outputs(tiles=True))
     files = {cell.strip("`") for cell in first_cells(OUTPUTS.read_text("utf-8").split("## ")[0])} - {"file"}
