@@ -23,6 +23,17 @@ def make_display(*, quiet: bool = False, as_json: bool = False) -> "Display":
     return Bar() if sys.stdout.isatty() else Lines()
 
 
+def _in_words(error: Exception) -> tuple[str, str | None]:
+    """What went wrong, and what to try."""
+    if isinstance(error, WsiError):
+        return error.message, error.hint
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        hint = 'install wsiengine again: pip install "wsiengine[cpu]" (or [gpu]); `wsiengine doctor` lists its parts.'
+        return f"the Python package {error.name} is missing or broken: {error}.", hint
+    hint = "run it again with --debug and report what it prints: this is a fault of wsiengine."
+    return f"unexpected {type(error).__name__}: {error}", hint
+
+
 class Display:
     """Says nothing but errors."""
 
@@ -32,17 +43,10 @@ class Display:
     def error(self, error: Exception, *, slide: str | None = None) -> None:
         """Tell of a failure, on standard error, in words."""
         name = f"{slide}: " if slide else ""
-        if isinstance(error, WsiError):
-            print(f"error    {name}{error.message}", file=sys.stderr)
-            if error.hint:
-                print(f"try      {error.hint}", file=sys.stderr)
-        else:
-            kind = type(error).__name__
-            print(f"error    {name}unexpected {kind}: {error}", file=sys.stderr)
-            print(
-                "try      run it again with --debug and report what it prints: this is a fault of wsiengine.",
-                file=sys.stderr,
-            )
+        message, hint = _in_words(error)
+        print(f"error    {name}{message}", file=sys.stderr)
+        if hint:
+            print(f"try      {hint}", file=sys.stderr)
 
     def line(self, name: str, text: str) -> None:
         """A line of its own, where lines are shown."""
@@ -154,7 +158,7 @@ class JsonDisplay(Display):
         self._put({"event": event.kind, **data})
 
     def error(self, error: Exception, *, slide: str | None = None) -> None:
-        message, hint = (error.message, error.hint) if isinstance(error, WsiError) else (str(error), None)
+        message, hint = _in_words(error)
         self._put({"event": "error", "kind": type(error).__name__, "slide": slide, "message": message, "try": hint})
 
     def _put(self, record: Mapping[str, Any]) -> None:
