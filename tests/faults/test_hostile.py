@@ -119,6 +119,15 @@ def test_tiles_that_no_memory_holds_do_not_reach_openslide(tmp_path: Path) -> No
             open_slide(path, reader=reader)
 
 
+def test_packed_tiles_that_no_memory_holds_do_not_reach_openslide(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.svs"
+    write_pyramid(path, position_pixels(300, 420), Size(300, 420), 0.5, PyramidLayout(512, downsamples=(1,)))
+    _with_tag(path, 0, 325, (1 << 32) - 1)
+    for reader in (None, "openslide"):
+        with pytest.raises(UnreadableSlide, match=r"its pixels reach to byte 4,29\d,\d{3},\d{3}, the file ends at"):
+            open_slide(path, reader=reader)
+
+
 @pytest.mark.parametrize("height", [75 * 16, 75 * 2])
 def test_levels_that_contradict_each_other(tmp_path: Path, height: int) -> None:
     path = tmp_path / "levels.svs"

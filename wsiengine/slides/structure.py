@@ -1,19 +1,22 @@
 """A look at a TIFF's directories before a library takes them at their word.
 
-Two kinds of damage end more than the one slide: a chain of directories that comes back to itself, which tifffile
-follows for ever, and tiles of absurd size, for which OpenSlide asks GLib, which ends the process where memory is short.
+Some damage ends more than the one slide: a chain of directories that comes back to itself is followed by tifffile for
+ever; for tiles of absurd size, packed or not, OpenSlide asks GLib, which ends the process where memory is short.
 """
 
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from wsiengine.errors import UnreadableSlide
 from wsiengine.slides.sources import Source, open_source
 
 _LARGEST_TILE_PX = 1 << 26  # a quarter of a GiB when unpacked
 _MOST_DIRECTORIES = 1 << 16
-_TILE_WIDTH, _TILE_LENGTH, _HAMAMATSU = 322, 323, 65420
+_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTES, _HAMAMATSU = 322, 323, 324, 325, 65420
+_NUMBERS = {3: "u2", 4: "u4", 16: "u8"}  # TIFF's whole numbers, as numpy names them
 _HINT = "the file is damaged: copy it again from its origin."
 
 
@@ -25,6 +28,15 @@ class _Layout:
     entry: struct.Struct  # tag, type, number of values, value or its place
     link: struct.Struct  # offset of the next directory
     first: int  # where the offset of the first directory stands
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Of a directory: type, number of values, and the values or their place."""
+
+    kind: int
+    count: int
+    value: bytes
 
 
 def _layout(head: bytes) -> _Layout | None:
@@ -49,13 +61,27 @@ def check_directories(path: str) -> None:
         if layout is None:
             return
         for tags in _directories(source, layout):
-            width, length = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+            width, length = (int(_values(source, layout, tags.get(t))[:1].sum()) for t in (_TILE_WIDTH, _TILE_LENGTH))
             if width * length > _LARGEST_TILE_PX:
                 raise UnreadableSlide(f"{path} announces tiles of {width:,} × {length:,} px.", hint=_HINT)
+            _check_reach(source, *(_values(source, layout, tags.get(tag)) for tag in (_TILE_OFFSETS, _TILE_BYTES)))
 
 
-def _directories(source: Source, layout: _Layout) -> Iterator[Mapping[int, int]]:
-    """Each directory as its numbers by tag; ends without a word where the file does."""
+def _check_reach(source: Source, offsets: np.ndarray, lengths: np.ndarray) -> None:
+    """Whether all tiles lie inside the file; those of no bytes are not in it, and may be said to lie anywhere."""
+    if len(offsets) == len(lengths) and (lengths > 0).any():
+        ends = offsets.astype(np.float64) + lengths  # exact to 2⁵³ bytes, and no overflow beyond
+        needed = int(ends[lengths > 0].max())
+        if needed > source.length_bytes:
+            raise UnreadableSlide(
+                f"{source.path} is truncated: its pixels reach to byte {needed:,}, the file ends at "
+                f"{source.length_bytes:,}.",
+                hint="copy the slide again from its origin.",
+            )
+
+
+def _directories(source: Source, layout: _Layout) -> Iterator[Mapping[int, _Entry]]:
+    """Each directory as its entries by tag; ends without a word where the file does."""
     seen: set[int] = set()
     place = layout.first
     while (offset := _number(source, layout.link, place)) is not None and offset:
@@ -67,7 +93,7 @@ def _directories(source: Source, layout: _Layout) -> Iterator[Mapping[int, int]]
         if count is None or start + count * layout.entry.size > source.length_bytes:
             return
         entries = layout.entry.iter_unpack(source.read(start, count * layout.entry.size))
-        tags = {tag: _value(layout, kind, value) for tag, kind, _, value in entries}
+        tags = {tag: _Entry(kind, number, value) for tag, kind, number, value in entries}
         yield tags
         if _HAMAMATSU in tags:
             return  # its links have 8 bytes in a classic file
@@ -81,9 +107,18 @@ def _number(source: Source, form: struct.Struct, offset: int) -> int | None:
     return int(form.unpack(source.read(offset, form.size))[0])
 
 
-def _value(layout: _Layout, kind: int, value: bytes) -> int:
-    """The first value of an entry that holds whole numbers, else 0."""
-    code = {3: "H", 4: "I", 16: "Q"}.get(kind)
-    if code is None or struct.calcsize(code) > len(value):
-        return 0
-    return int(struct.unpack_from(layout.link.format[0] + code, value)[0])
+def _values(source: Source, layout: _Layout, entry: _Entry | None) -> np.ndarray:
+    """The whole numbers of an entry; none where it is absent, of another type, or not within the file."""
+    kind = _NUMBERS.get(entry.kind) if entry is not None else None
+    if entry is None or kind is None:
+        return np.empty(0, np.int64)
+    order = layout.link.format[0]
+    size = entry.count * int(kind[1])
+    if size <= len(entry.value):
+        data = entry.value[:size]
+    else:
+        place = int(layout.link.unpack(entry.value)[0])
+        if place + size > source.length_bytes:
+            return np.empty(0, np.int64)
+        data = source.read(place, size)
+    return np.frombuffer(data, order + kind)
