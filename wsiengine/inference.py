@@ -24,6 +24,7 @@ from wsiengine.slides.base import Slide
 from wsiengine.tasks.classify import MapLayout
 from wsiengine.tissue import tissue_cost
 from wsiengine.truth import Truth
+from wsiengine.wording import unreadable_words
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -183,7 +184,7 @@ def _score(
         watch.add(block.seconds)
         _fill(scores, block)
         with count_lock:
-            done += int(np.count_nonzero(~np.isnan(block.scores[..., 0])))
+            done += int(np.count_nonzero(left[block.tiles.slices]))
             listener(Event("progress", {"done": done, "total": total}))
 
     if left.any() and plan.job is not None:
@@ -227,17 +228,34 @@ def _finish(
         )
     with watch.stage("annotations"):
         annotations = make_annotations(truth, coded, finish)
-        summary = summarise(truth, annotations)
+        summary = summarise(truth, annotations) | _unreadable(plan, scores, listener)
         write_annotations(truth, annotations, finish, draft)
     with watch.stage("overlay"):
-        draw_overlay(
-            subject.slide, annotations, draft / "overlay.png", title=f"{subject.card.name} {subject.card.version}"
-        )
+        title = f"{subject.card.name} {subject.card.version}"
+        if "unreadable_tiles" in summary:
+            title += f" · {unreadable_words(summary)}"
+        draw_overlay(subject.slide, annotations, draft / "overlay.png", title=title)
     summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
     files = sorted([*(path.name for path in draft.iterdir()), "run.json"])
     facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
     (draft / "run.json").write_text(_json(facts), encoding="utf-8")
     space.publish()
+
+
+def _unreadable(plan: Plan, scores: np.ndarray, listener: Listener) -> dict[str, int]:
+    """For the summary: how many tiles a damaged slide kept to itself (``on_bad_tile="skip"``), if any.
+
+    Raises:
+        UnreadableSlide: Not one tile could be read.
+    """
+    count = int(np.count_nonzero(plan.wanted & np.isnan(scores[..., 0])))
+    if count == plan.tile_count:
+        raise UnreadableSlide("No tile of the slide could be read.", hint="copy it again from its origin.")
+    if not count:
+        return {}
+    words = f"{unreadable_words({'unreadable_tiles': count})}: the slide is damaged there, and the map shows no result."
+    listener(Event("warning", {"text": words}))
+    return {"unreadable_tiles": count}
 
 
 def _store_facts(truth: Truth, subject: Subject, finish: Finish) -> dict[str, Any]:

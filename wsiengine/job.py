@@ -21,6 +21,7 @@ from wsiengine.grid import Block, TileGrid
 from wsiengine.models.runtime import Runtime
 from wsiengine.normalise import Normaliser
 from wsiengine.slides.base import Slide
+from wsiengine.slides.tolerant import TolerantSlide
 
 _OPEN: "OrderedDict[str, Job]" = OrderedDict()  # jobs of this process, by key
 _OPEN_LOCK = Lock()
@@ -88,7 +89,7 @@ def score_block(job: Job, block: Block) -> BlockScores:
     grid, halo = job.grid, job.normaliser.halo_px
     box = _box_px(job, block)
     started = time.perf_counter()
-    pixels = job.slide.read(box.grow(halo) if halo else box, grid.lattice.mpp)
+    pixels, bad = _read(job, box.grow(halo) if halo else box)
     read = time.perf_counter()
     pixels = job.normaliser.apply(pixels, box)
     normalised = time.perf_counter()
@@ -103,12 +104,29 @@ def score_block(job: Job, block: Block) -> BlockScores:
         ) from error
     scores = np.full((*block.tiles.shape, values.shape[1]), np.nan, np.float32)
     scores[block.wanted] = values
+    if bad is not None:
+        scores[block.wanted] = np.where(_touched(job, bad, corners + halo)[:, None], np.nan, values)
     seconds = {
         "read": read - started,
         "normalise": normalised - read,
         "model": time.perf_counter() - normalised,
     }
     return BlockScores(block.tiles, scores, seconds)
+
+
+def _read(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels, and where a slide that is read in spite of damage could not be decoded."""
+    if isinstance(job.slide, TolerantSlide):
+        return job.slide.read_marked(box, job.grid.lattice.mpp)
+    return job.slide.read(box, job.grid.lattice.mpp), None
+
+
+def _touched(job: Job, bad: np.ndarray, corners_px: np.ndarray) -> np.ndarray:
+    """Which of the tiles at ``corners_px`` (tiles, 2) of ``bad`` (h, w) saw anything bad."""
+    dense = job.runtime.card.dense if job.dense else None
+    context = dense.halo_px if dense is not None else 0
+    side = job.grid.tile_px + context
+    return np.array([bad[max(0, y - context) : y + side, max(0, x - context) : x + side].any() for y, x in corners_px])
 
 
 def _box_px(job: Job, block: Block) -> Box:

@@ -31,6 +31,7 @@ _WORDS = {
     "normalise": "the normalisation",
     "provider": "the device",
     "batch_size": "the batch size",
+    "on_bad_tile": "what happens to unreadable tiles",
     "threshold": "the threshold",
     "smoothing_um": "the smoothing",
     "tolerance_um": "the tolerance",

@@ -30,6 +30,7 @@ from wsiengine.planning import Options, Plan, choose_tiles, lattice_for, make_pl
 from wsiengine.regions import load_region, points_inside, rasterise
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
+from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.classify import MapLayout
 from wsiengine.tissue import TissueMask, find_tissue
 
@@ -54,6 +55,7 @@ class Request:
         memory_limit_bytes: Most anonymous memory the run may take.
         normalise: Recipe that replaces the card's (``none``, ``macenko``, ``macenko+clahe``, …).
         block_tiles: Side of a block in tiles; None chooses.
+        on_bad_tile: ``fail``: what cannot be decoded ends the run; ``skip``: its tiles are left out, and told.
         mode: ``tiles`` (each tile on its own), ``dense`` (windows of a map, see :mod:`wsiengine.dense`) or ``auto``:
             dense where the card has the form and overlapping tiles would cost more.
     """
@@ -71,6 +73,7 @@ class Request:
     memory_limit_bytes: int | None = None
     normalise: str | None = None
     block_tiles: int | None = None
+    on_bad_tile: str = "fail"
     mode: str = "tiles"
 
     def options(self, mode: str) -> Options:
@@ -153,6 +156,7 @@ def identify(request: Request) -> Subject:
             "normalise": str(recipe),
             "provider": runtime.provider,
             **({"mode": mode} if mode != "tiles" else {}),
+            **({"on_bad_tile": request.on_bad_tile} if request.on_bad_tile != "fail" else {}),
             **({"batch_size": runtime.batch_size} if runtime.provider != "CPUExecutionProvider" else {}),
         },
     }
@@ -226,7 +230,9 @@ def _open(request: Request, warnings: list[str]) -> Slide:
     slide = open_slide(request.slide, mpp=request.mpp)
     if request.mpp is not None:
         warnings.append(f"µm/px taken from --mpp: {request.mpp:g}, not from the file.")
-    return slide
+    if request.on_bad_tile not in ("fail", "skip"):
+        raise ValueError(f"on_bad_tile is 'fail' or 'skip', not {request.on_bad_tile!r}")
+    return TolerantSlide(slide) if request.on_bad_tile == "skip" else slide
 
 
 def _load(path: str | os.PathLike[str] | None, slide: Slide, name: str) -> Any:

@@ -110,9 +110,13 @@ def size_facts(size: Size) -> dict[str, int]:
 def summary_words(summary: Mapping[str, Any]) -> str:
     """Areas of the classes found, in the order of the model's classes."""
     areas = summary["area_mm2"]
-    if not areas:
-        return "nothing found"
-    return " · ".join(f"{_in_a_sentence(name)} {area_words(mm2)}" for name, mm2 in areas.items())
+    words = [f"{_in_a_sentence(name)} {area_words(mm2)}" for name, mm2 in areas.items()] or ["nothing found"]
+    return " · ".join(words + ([unreadable_words(summary)] if summary.get("unreadable_tiles") else []))
+
+
+def unreadable_words(summary: Mapping[str, Any]) -> str:
+    """How much of the tissue a damaged slide kept to itself."""
+    return f"{summary['unreadable_tiles']:,} tiles could not be read"
 
 
 def _in_a_sentence(name: str) -> str:

@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="what runs the model")
     run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
     run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
+    run.add_argument(
+        "--on-bad-tile",
+        choices=("fail", "skip"),
+        default="fail",
+        help="where the slide is damaged: stop, or leave those tiles out, say so, and exit with 1 (default: fail)",
+    )
     run.add_argument("--overwrite", action="store_true", help="replace another run's results in the output folder")
     add_drawing(parser.add_argument_group("regions"))
     talk = parser.add_argument_group("output")
@@ -91,7 +97,7 @@ def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -
     try:
         _notice(args.model, display)
         result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=display, **_options(args))
-        return True, summary_words(result.summary)
+        return not result.summary.get("unreadable_tiles"), summary_words(result.summary)
     except Exception as error:  # whatever is wrong with this slide must not stop the others
         if args.debug:
             raise
@@ -117,6 +123,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "memory_limit_bytes": args.memory_limit,
         "normalise": args.normalise,
+        "on_bad_tile": args.on_bad_tile,
     }
 
 
