@@ -1,10 +1,13 @@
 """Settings of the whole suite: no deadlines (machines differ), and nothing of the user's configuration is touched."""
 
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+# A script in the background has SIGINT ignored, and so would have every process that a test starts and then interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
