@@ -182,7 +182,8 @@ def _card(
         "description": f"{', '.join(classes)}; MobileNetV2, fine-tuned on {len(trained)} images.",
         "classes": [{"name": n, "colour": list(colour_of(n)), "evidence": evidence(n)} for n in classes],
         "input": {"size_px": TILE_PX, "mpp": own.mpp, "layout": "NHWC", "dtype": "uint8", "range": [0, 255]},
-        "outputs": {"scores": "logits", "cam": "cam"} | ({"gate": "epithelium", "gate_map": "epithelium_map"} if gated else {}),
+        "outputs": {"scores": "logits", "cam": "cam"}
+        | ({"gate": "epithelium", "gate_map": "epithelium_map"} if gated else {}),
         "activation": "softmax",
         "output_stride_px": STRIDE_PX,
         "dense": {"block_px": 1024, "halo_px": 256, "offset_px": CELL_OFFSET_PX},
