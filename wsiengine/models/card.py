@@ -128,9 +128,7 @@ class Card:
                 "resample": spec.resample,
             },
             "recipe": [dict(step) for step in self.recipe],
-            "outputs": {
-                role: name for role in Outputs.__slots__ if (name := getattr(self.outputs, role)) is not None
-            },
+            "outputs": {role: name for role in Outputs.__slots__ if (name := getattr(self.outputs, role)) is not None},
             "activation": self.activation,
             "output_stride_px": self.output_stride_px,
             "halo_px": self.halo_px,
