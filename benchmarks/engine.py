@@ -31,7 +31,7 @@ _SLIDE_MPP = 0.25
 
 
 class MemoryWatch:
-    """The largest anonymous and file-backed memory of this process, MiB, looked at every 10 ms."""
+    """The largest anonymous and file-backed memory of this process, MiB, looked at every 20 ms."""
 
     def __init__(self) -> None:
         self.peaks = {"RssAnon": 0, "RssFile": 0}
@@ -47,7 +47,7 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.01):
+        while not self._stop.wait(0.02):
             for line in Path("/proc/self/status").read_text().splitlines():
                 name, _, value = line.partition(":")
                 if name in self.peaks:

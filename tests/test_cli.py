@@ -185,6 +185,7 @@ def test_many_slides_folders_and_globs(slide: Path, tmp_path: Path, capsys: pyte
         (name / "same.svs").write_bytes(slide.read_bytes())
     (folder / "other.tiff").write_bytes(slide.read_bytes())
     (folder / "notes.txt").write_text("no slide")
+    (folder / "._same.svs").write_bytes(b"what macOS leaves")
     assert _infer(lone, folder, globbed / "*.svs", lone, "-o", tmp_path / "out") == 0
     assert _names(tmp_path / "out") == {"lone", "other", "same.svs", "same.svs.2"}
     for results in (tmp_path / "out").iterdir():
@@ -192,6 +193,21 @@ def test_many_slides_folders_and_globs(slide: Path, tmp_path: Path, capsys: pyte
     out = capsys.readouterr().out
     assert out.count("\ndone ") == 4
     assert "summary  4 of 4 slides finished" in out
+
+
+def test_a_folder_without_slides_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _infer(tmp_path, "--json") == 1
+    [event] = _json_lines(capsys.readouterr().out)
+    assert event["event"] == "error"
+    assert "holds no slides" in event["message"]
+    assert event["try"]
+
+
+def test_names_with_spaces_and_letters_of_others(slide: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "Größe 1 – Fall №7 (β).svs"
+    odd.write_bytes(slide.read_bytes())
+    assert _infer(odd, "--quiet") == 0
+    assert _names(tmp_path / "Größe 1 – Fall №7 (β).wsiengine") == RESULTS
 
 
 def test_without_output_folder_each_slide_gets_one_here(slide: Path, tmp_path: Path) -> None:

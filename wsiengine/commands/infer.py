@@ -149,7 +149,7 @@ def find_slides(arguments: Sequence[str]) -> list[str]:
         if "://" in argument or path.is_file():
             found.append(argument)
         elif path.is_dir():
-            inside = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
+            inside = sorted(str(p) for p in path.iterdir() if _is_slide(p))
             if not inside:
                 raise SlideNotFound(
                     f"The folder {argument} holds no slides.",
@@ -164,6 +164,11 @@ def find_slides(arguments: Sequence[str]) -> list[str]:
         else:
             found.append(argument)
     return list(dict.fromkeys(found))
+
+
+def _is_slide(path: Path) -> bool:
+    """By its name; hidden files (macOS leaves ``._slide.svs`` beside ``slide.svs``) are none."""
+    return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def output_folders(slides: Sequence[str], output: Path | None) -> list[Path]:
