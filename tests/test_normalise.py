@@ -195,6 +195,12 @@ def test_regions_of_clahe_are_micrometres():
         fitted("clahe:region_um=10", SLIDE, MASK, Mpp.square(2.0))
 
 
+@pytest.mark.parametrize("text", ["clahe:region_um=200000", "background:sigma_um=1e5"])
+def test_neighbourhoods_wider_than_any_block_are_refused(text):
+    with pytest.raises(PlanError, match=r"00 px round every block at .*; at most 4,096 are possible"):
+        fitted(text, SLIDE, MASK)
+
+
 @pytest.mark.parametrize("pixels", [np.zeros((9, 7, 3)), np.zeros((9, 7, 4), np.uint8), np.zeros((7, 9, 3), np.uint8)])
 def test_bad_pixels(pixels):
     with pytest.raises(ValueError, match="needs uint8 pixels of shape"):

@@ -78,6 +78,14 @@ def test_mistakes_on_the_command_line(text, message):
         ([{"step": "reinhard", "target": {"mean": [1, 2, 3]}}], "a target is written"),
         ([{"step": "macenko", "target": 3}], "written as numbers, not 3"),
         ([{"step": "macenko", "target": "pyproject.toml"}], "written as numbers"),
+        ([{"step": "macenko", "target": [1, 2]}], r"written as numbers, not \[1, 2\]"),
+        ([{"step": ["macenko"]}], "is no step"),
+        ([{"step": "clahe", 5: 1, "sharp": 2}], "no setting 5, sharp"),
+        ([{"step": "macenko", "target": {"vectors": [[1, 1, 1], [2, 2, 2]], "strengths": [1, 1]}}], "two different"),
+        ([{"step": "macenko", "target": {"vectors": [[1, 1, 1], [0, 0, 0]], "strengths": [1, 1]}}], "two different"),
+        ([{"step": "macenko", "target": {"vectors": [[1, 0, 0], [0, -1, 0]], "strengths": [1, 1]}}], "from zero up"),
+        ([{"step": "macenko", "target": {"vectors": [[1, 0, 0], [0, 1, 0]], "strengths": [1, 0]}}], "above zero"),
+        ([{"step": "reinhard", "target": {"mean": [1, 2, 3], "deviation": [1, 2, -3]}}], "above zero"),
     ],
 )
 def test_mistakes_in_a_card(steps, message):

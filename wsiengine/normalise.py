@@ -41,6 +41,7 @@ _FAINTEST = 0.05  # a stain whose strong amount is below is absent
 _GLASS_L = 94.0  # L of glass where a slide shows none
 _GLASS_LEVELS = (200, 250)  # where glass begins, in levels of L, is believed within these
 _SMALLEST_REGION_PX = 8
+_WIDEST_HALO_PX = 4096  # around every block: beyond, reading it costs far more than the block
 _FITS = {"macenko": fit_macenko, "vahadane": fit_vahadane, "standard": standard_fit}
 
 
@@ -121,7 +122,7 @@ def fit_normaliser(recipe: Recipe, slide: Slide, tissue: Any, mpp: Mpp) -> Norma
         mpp: µm per working pixel, on which the normaliser will be applied.
 
     Raises:
-        PlanError: A CLAHE region is smaller than 8 working pixels.
+        PlanError: A CLAHE region is smaller than 8 working pixels, or a step needs more than 4096 round a block.
         UnreadableSlide: A sampled place cannot be decoded.
     """
     if not recipe:
@@ -148,6 +149,12 @@ class _Fitting:
         made: Step | None = fit(step)
         if made is None:
             return
+        if made.halo_px > _WIDEST_HALO_PX:
+            raise PlanError(
+                f"the step {step['step']} needs {made.halo_px:,} px round every block at {self.mpp}; "
+                f"at most {_WIDEST_HALO_PX:,} are possible.",
+                hint="set a smaller region_um or sigma_um.",
+            )
         self.steps.append(made)
         if made.halo_px == 0:
             self.tissue, self.glass = (

@@ -44,6 +44,7 @@ _DEFAULTS: dict[str, Settings] = {
     "clahe": {"region_um": 64.0, "clip": 2.0, "channel": "lab"},
 }
 _CHOICES = {"stains": ("he", "hdab"), "mode": ("channel", "pca"), "channel": ("lab", "haematoxylin")}
+_NARROWEST_DEG = 8  # between the two vectors of a target
 STAIN_STEPS = ("macenko", "vahadane", "standard", "reinhard")
 
 
@@ -108,7 +109,7 @@ def _value(text: str) -> Any:
 
 def _step(step: Mapping[str, Any], kind: type[WsiError]) -> Settings:
     name = step.get("step") if isinstance(step, Mapping) else None
-    if name not in _DEFAULTS:
+    if not isinstance(name, str) or name not in _DEFAULTS:
         raise kind(f"{name!r} is no step of normalisation.", hint=f"use {', '.join(_DEFAULTS)}, or none.")
     defaults = dict(_DEFAULTS[name])
     if step.get("stains") == "hdab" and "stains" in defaults:
@@ -116,7 +117,7 @@ def _step(step: Mapping[str, Any], kind: type[WsiError]) -> Settings:
     unknown = set(step) - {"step"} - set(defaults)
     if unknown:
         raise kind(
-            f"the step {name} has no setting {', '.join(sorted(unknown))}.",
+            f"the step {name} has no setting {', '.join(sorted(map(str, unknown)))}.",
             hint=f"its settings are {', '.join(defaults) or 'none'}.",
         )
     filled: Settings = {"step": name, **defaults, **step}
@@ -144,7 +145,7 @@ def _target(step: Settings, kind: type[WsiError]) -> Settings:
     target = step["target"]
     if isinstance(target, Mapping):
         return _written_target(dict(target), TARGETS[space]["builtin:he"], kind)
-    if target in TARGETS[space]:
+    if isinstance(target, str) and target in TARGETS[space]:
         return TARGETS[space][target]
     if isinstance(target, str) and target.startswith("builtin:"):
         raise kind(f"{step['step']} has no target {target!r}.", hint=f"use {', '.join(TARGETS[space])} or a picture.")
@@ -161,11 +162,28 @@ def _written_target(target: Settings, model: Settings, kind: type[WsiError]) -> 
     def shape(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [shape(v) for v in value]
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
     if set(target) != set(model) or any(shape(target[key]) != shape(model[key]) for key in model):
         raise kind(f"a target is written as {json.dumps(model)}, not {json.dumps(target, default=str)}.")
+    spread = target["strengths"] if "strengths" in target else target["deviation"]
+    if min(spread) <= 0:
+        raise kind(f"the strengths or deviations of a target must be above zero, not {json.dumps(spread)}.")
+    if "vectors" in target and not _two_stains(*target["vectors"]):
+        raise kind(
+            f"the vectors of a target must be two different stains of numbers from zero up, not "
+            f"{json.dumps(target['vectors'])}.",
+            hint=f"two stains absorb at least {_NARROWEST_DEG}° apart.",
+        )
     return target
+
+
+def _two_stains(one: Sequence[float], two: Sequence[float]) -> bool:
+    """Whether both absorb light and point in different directions: else no matrix can tell them apart."""
+    lengths = math.hypot(*one) * math.hypot(*two)
+    if min(*one, *two) < 0 or lengths == 0:
+        return False
+    return sum(a * b for a, b in zip(one, two, strict=True)) / lengths < math.cos(math.radians(_NARROWEST_DEG))
 
 
 def _text(step: Mapping[str, Any]) -> str:

@@ -44,12 +44,16 @@ def nms_masks(
     Args:
         boxes: (n, 4) whole numbers; box k is the frame of ``masks[k]``, bool (y1 − y0, x1 − x0).
     """
-    given = np.asarray(boxes)
-    for k, mask in enumerate(masks):
-        if mask.shape != (given[k, 2] - given[k, 0], given[k, 3] - given[k, 1]):
-            raise ValueError(f"mask {k} has the shape {mask.shape}, its box is {given[k].tolist()}")
+    given = np.asarray(boxes).reshape(-1, 4)
     if len(masks) != len(given):
         raise ValueError(f"{len(given)} boxes need as many masks, not {len(masks)}")
+    if (given != np.floor(given)).any():
+        raise ValueError("the boxes of masks must be whole numbers")
+    for k, mask in enumerate(masks):
+        if mask.dtype != bool:
+            raise ValueError(f"mask {k} must be bool, not {mask.dtype}")
+        if mask.shape != (given[k, 2] - given[k, 0], given[k, 3] - given[k, 1]):
+            raise ValueError(f"mask {k} has the shape {mask.shape}, its box is {given[k].tolist()}")
     boxes, order, labels = _prepared(boxes, scores, iou, labels)
     if len(boxes) == 0:
         return order

@@ -28,11 +28,11 @@ def subtract_background(src: np.ndarray, sigma_px: float) -> np.ndarray:
     Returns:
         (rows, cols, c) uint8, rounded half up.
     """
+    if not (np.isfinite(sigma_px) and sigma_px > 0):
+        raise ValueError(f"sigma_px must be a positive number, not {sigma_px}")
     margin = background_margin_px(sigma_px)
     if src.dtype != np.uint8 or src.ndim != 3 or min(src.shape[:2]) < 2 * margin:
         raise ValueError(f"src must be uint8 (rows, cols, channels) with a margin of {margin} px, not {src.shape}")
-    if not (np.isfinite(sigma_px) and sigma_px > 0):
-        raise ValueError(f"sigma_px must be a positive number, not {sigma_px}")
     at = np.arange(-margin, margin + 1)
     weights = np.exp(-0.5 * (at / sigma_px) ** 2)
     weights /= weights.sum()
@@ -102,7 +102,10 @@ def apply_linear(src: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.
     """pixel @ matrix + offset, rounded half up and clipped, of (rows, cols, 3) uint8 → the same shape."""
     if src.dtype != np.uint8 or src.ndim != 3 or src.shape[2] != 3 or np.shape(matrix) != (3, 3):
         raise ValueError(f"src must be uint8 (rows, cols, 3) and matrix (3, 3), not {src.shape} and {np.shape(matrix)}")
-    return _linear(np.ascontiguousarray(src), np.ascontiguousarray(matrix, np.float64), np.asarray(offset, np.float64))
+    matrix, offset = np.ascontiguousarray(matrix, np.float64), np.ascontiguousarray(offset, np.float64)
+    if offset.shape != (3,) or not (np.isfinite(matrix).all() and np.isfinite(offset).all()):
+        raise ValueError("matrix (3, 3) and offset (3,) must be finite numbers")
+    return _linear(np.ascontiguousarray(src), matrix, offset)
 
 
 @jit()

@@ -42,8 +42,15 @@ def reinhard_terms(
 
 
 def apply_reinhard(src: np.ndarray, terms: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """The transfer of RGB (rows, cols, 3) uint8 → the same shape; at most one level from float64."""
+    """The transfer of RGB (rows, cols, 3) uint8 → the same shape; at most one level from float64.
+
+    Raises:
+        ValueError: A wrong type or shape, or terms that do not come from :func:`reinhard_terms`.
+    """
     require_rgb(src, "src")
+    terms = np.ascontiguousarray(terms, np.float32)
+    if terms.shape != (7,) or not np.isfinite(terms).all():
+        raise ValueError(f"seven finite terms of reinhard_terms are needed, not {terms.tolist()}")
     out = np.empty(src.shape, np.uint8) if out is None else out
     if out.shape != src.shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
         raise ValueError(f"out must be C-contiguous uint8 of shape {src.shape}, not {out.dtype} of shape {out.shape}")

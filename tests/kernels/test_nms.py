@@ -78,6 +78,19 @@ def test_bad_input(boxes, scores, iou, message):
         nms_boxes(np.array(boxes, float), np.array(scores, float), iou)
 
 
-def test_bad_masks():
-    with pytest.raises(ValueError, match="mask 0 has the shape"):
-        nms_masks(np.array([[0, 0, 2, 2]]), [np.ones((3, 2), bool)], np.ones(1))
+@pytest.mark.parametrize(
+    ("box", "masks", "message"),
+    [
+        ([0, 0, 2, 2], [np.ones((3, 2), bool)], "mask 0 has the shape"),
+        ([0, 0, 2, 2], [np.ones((2, 2), np.uint8)], "mask 0 must be bool"),
+        ([0, 0, 2, 2], [np.ones((2, 2), bool)] * 2, "1 boxes need as many masks"),
+        ([0.5, 0, 2.5, 2], [np.ones((2, 2), bool)], "whole numbers"),
+    ],
+)
+def test_bad_masks(box, masks, message):
+    with pytest.raises(ValueError, match=message):
+        nms_masks(np.array([box]), masks, np.ones(1))
+
+
+def test_no_masks():
+    assert nms_masks(np.empty((0, 4)), [], np.empty(0)).tolist() == []

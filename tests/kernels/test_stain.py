@@ -229,6 +229,9 @@ def test_bad_input():
         apply_density(np.zeros((3, 3, 3), np.uint8), DensityTables(np.eye(3)), np.zeros((3, 2, 3), np.uint8))
     with pytest.raises(ValueError, match="above zero"):
         reinhard_terms([50, 0, 0], [0, 1, 1], [50, 0, 0], [1, 1, 1], 95)
+    for terms in (np.zeros(3), np.full(7, np.nan)):
+        with pytest.raises(ValueError, match="seven finite terms"):
+            apply_reinhard(np.zeros((3, 3, 3), np.uint8), terms)
     with pytest.raises(ValueError, match="stains must be one of"):
         fit_macenko(np.zeros((9, 3), np.uint8), "giemsa")
     with pytest.raises(ValueError, match="pixels must be uint8"):
