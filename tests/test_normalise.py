@@ -145,6 +145,17 @@ def test_sampling_is_bounded_and_keeps_to_the_mask():
     assert np.mean(sample.tissue.min(axis=1) < 200) > 0.5
 
 
+def test_samples_are_told_apart_by_the_mask_to_its_pixel():
+    mask = np.zeros((40, 50), bool)
+    mask[3:29, 5:41] = True  # no edge on a patch's
+    pixels = np.where(np.kron(mask, np.ones((8, 8), bool))[..., None], (100, 60, 90), (240, 241, 242)).astype(np.uint8)
+    sample = sample_slide(ArraySlide(pixels, 1.0), mask, Mpp.square(8.0))
+    assert len(sample.tissue) > 5000
+    assert (sample.tissue == (100, 60, 90)).all()
+    assert len(sample.glass) > 1000
+    assert (sample.glass == (240, 241, 242)).all()
+
+
 @pytest.mark.parametrize("text", ["macenko", "vahadane", "reinhard", "macenko+clahe:region_um=16", "whiten", "demean"])
 @pytest.mark.parametrize("kind", ["glass", "almost empty", "no tissue", "one colour"])
 def test_hopeless_slides_are_left_alone_in_words(text, kind):

@@ -49,6 +49,7 @@ def test_hdab_has_its_own_target():
         ("clahe:clip=0", "clip must be a number above zero, not 0"),
         ("clahe:clip=-1", "clip must be a number above zero"),
         ("clahe:clip=NaN", "clip must be a number above zero"),
+        ("clahe:clip=Infinity", "clip must be a number above zero"),
         ("clahe:region_um=true", "region_um must be a number above zero"),
         ("clahe:sharp=1", "no setting sharp"),
         ("clahe:clip", "'clip' is not a setting"),
