@@ -417,6 +417,7 @@ def test_the_folder_of_another_slide(slide: Path, tmp_path: Path, capsys: pytest
         ("--memory-limit", "lots"),
         ("--memory-limit", "0"),
         ("--memory-limit", "-4GB"),
+        ("--memory-limit", "1e999"),
         ("--threads", "0"),
         ("--smoothing", "-3"),
         ("--min-area", "x"),

@@ -155,3 +155,11 @@ def test_grades_and_gate_reach_the_map(slide: ArraySlide, card: Card, reference:
     probabilities = tile_probabilities(reference, plan.layout)
     assert probabilities.shape[-1] == len(plan.layout.channels) == 4
     np.testing.assert_allclose(probabilities[..., :3].sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_pixels_of_one_file_at_two_resolutions_are_two_arrays() -> None:
+    """Dask holds arrays of one name to be equal: a wrong µm/px, corrected, must not get the old pixels back."""
+    pixels = position_pixels(HEIGHT, WIDTH)
+    coarse, fine = (graph.pixel_array(ArraySlide(pixels, mpp), 1.4) for mpp in (0.7, 0.35))
+    assert coarse.name != fine.name
+    assert graph.pixel_array(ArraySlide(pixels, 0.7), 1.4).name == coarse.name

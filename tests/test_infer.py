@@ -10,8 +10,10 @@ import shapely
 
 import wsiengine
 from tests import planted_slides as planted
+from tests.fakes import ArraySlide
 from tests.qupath_rules import check
 from wsiengine import inference
+from wsiengine.annotations import read_geojson
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, OutputConflict, OutputInUse, RegionError
 from wsiengine.events import Event
 from wsiengine.geometry import Box, Size
@@ -52,6 +54,16 @@ def test_planted_marks_come_back_in_place(slide: Path, tmp_path: Path) -> None:
     assert result.summary["area_mm2"][planted.A] == pytest.approx(0.075, rel=0.05)
     assert result.probability.shape[2] == 4
     assert (result.probability.compute() > 0).all()
+
+
+def test_a_slide_with_bounds_gives_qupath_its_corner_and_python_the_slide(tmp_path: Path) -> None:
+    """The file counts from the corner of the bounds, as QuPath does; ``Result.annotations`` from the slide's."""
+    name, mark = MARKS[0]
+    slide = ArraySlide(planted.paint(SIZE, MARKS[:1]), 0.5, bounds_l0=Box(100, 260, 1300, 1900))
+    result = infer(slide, "planted", tmp_path / "out", tissue="none")
+    assert planted.iou(result.annotations, name, mark) > 0.9
+    in_qupath = Box(mark.y0 - 100, mark.x0 - 260, mark.y1 - 100, mark.x1 - 260)
+    assert planted.iou(read_geojson(tmp_path / "out" / "annotations.geojson"), name, in_qupath) > 0.9
 
 
 def test_a_shift_by_one_cell_would_be_seen(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,8 +182,10 @@ def pixel_array(slide: Slide, mpp: Mpp | float, chunk_px: int = 2048) -> "da.Arr
         ResolutionError: The slide states no µm/px.
     """
     mpp = mpp if isinstance(mpp, Mpp) else Mpp.square(mpp)
-    size = Lattice(slide.info.size_l0, require_mpp(slide.info), mpp, 1).extent_px
-    name = f"wsiengine-pixels-{dask.base.tokenize(slide.fingerprint(), mpp.y, mpp.x, chunk_px)}"
+    own = require_mpp(slide.info)
+    size = Lattice(slide.info.size_l0, own, mpp, 1).extent_px
+    facts = (slide.fingerprint(), slide.info.reader, own.y, own.x, mpp.y, mpp.x, chunk_px)
+    name = f"wsiengine-pixels-{dask.base.tokenize(*facts)}"
     rows, cols = (tuple(min(chunk_px, n - at) for at in range(0, n, chunk_px)) for n in size.shape)
     tasks: dict[Any, Any] = {
         (name, box.y0 // chunk_px, box.x0 // chunk_px, 0): (slide.read, box, mpp)

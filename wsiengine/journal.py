@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiengine.errors import OutputError, OutputInUse
+from wsiengine.errors import OutputError, OutputInUse, WsiError
 from wsiengine.geometry import Box
 
 _MAGIC = b"WSIJRNL1"
@@ -258,7 +258,7 @@ class in_words:  # noqa: N801  (a context manager, read as words)
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if isinstance(error, OSError) and not isinstance(error, OutputError):
+        if isinstance(error, OSError) and not isinstance(error, WsiError):  # a slide may be unreadable meanwhile
             reason = error.strerror or str(error)
             raise OutputError(
                 f"Cannot write {self._path}: {reason}. Finished blocks are kept.",

@@ -171,11 +171,15 @@ def make_plan(plan: Plan) -> Plan:
 
 
 def _block_side(plan: Plan) -> int:
-    """The largest block that fits into memory and still gives every thread several blocks."""
+    """The largest block that fits into memory and still gives every thread several blocks.
+
+    A GPU takes batches of one padded shape: it would idle through the rest of a batch that a small block cannot fill.
+    """
     threads = plan.options.worker_threads
     limit = plan.options.memory_limit_bytes
     for side in _BLOCK_SIDES:
-        enough = plan.tile_count >= side * side * threads * _BLOCKS_PER_THREAD
+        plenty = plan.tile_count >= side * side * threads * _BLOCKS_PER_THREAD
+        enough = plenty or side * side <= _batch(plan)
         small = block_bytes(plan, side) <= _BLOCK_BYTES
         fits = limit is None or peak_bytes(plan, side) <= limit
         if enough and small and fits:
@@ -210,9 +214,7 @@ def peak_bytes(plan: Plan, side: int) -> int:
 def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     """What the peak of memory is made of, in words and bytes."""
     threads = plan.options.worker_threads
-    on_gpu = plan.job is not None and plan.job.runtime.provider != "CPUExecutionProvider"
-    batch = plan.job.runtime.batch_size if plan.job and on_gpu else 1  # the CPU takes tile by tile
-    run_px = batch * plan.card.input.size_px**2
+    run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
         run_px = _with_halo(plan, (min(side, max(plan.grid.shape)) - 1) * plan.grid.stride_px + plan.grid.tile_px) ** 2
     activations = run_px * _ACTIVATION_BYTES_PER_PX
@@ -225,6 +227,11 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
         f"the model's work in each of {threads} threads": threads * activations,
     }
+
+
+def _batch(plan: Plan) -> int:
+    """Tiles that the model takes at once; the CPU takes tile by tile."""
+    return plan.job.runtime.batch_size if plan.job else 1
 
 
 def _memory_words(plan: Plan, limit: int) -> str:

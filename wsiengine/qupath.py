@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 import shapely
+from shapely.affinity import translate
 from shapely.geometry import shape
 
 from wsiengine.errors import OutputError
@@ -130,10 +131,12 @@ def write_geojson(
     return written
 
 
-def read_geojson(path: Path) -> list[Annotation]:
+def read_geojson(path: Path, *, offset_l0: tuple[float, float] = (0, 0)) -> list[Annotation]:
     """The objects of a file of ours, or of one that QuPath saved; further parts of a split export included.
 
-    Coordinates come as they stand in the file (:func:`write_geojson` subtracted its ``offset_l0``).
+    Args:
+        path: ``….geojson`` or ``….geojson.gz``.
+        offset_l0: (y, x) added to all coordinates: what :func:`write_geojson` subtracted.
     """
     path = Path(path)
     stem, suffix = _split_name(path)
@@ -144,7 +147,7 @@ def read_geojson(path: Path) -> list[Annotation]:
         with opener(part, "rb") as file:
             content = json.load(file)
         features = content["features"] if isinstance(content, dict) else content
-        found += [_parse(feature) for feature in features]
+        found += [_parse(feature, offset_l0) for feature in features]
         number += 1
         part = path.with_name(f"{stem}.part{number}{suffix}")
     return found
@@ -254,14 +257,14 @@ def _number(value: float) -> float | int | None:
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
 
 
-def _parse(feature: Mapping[str, Any]) -> Annotation:
+def _parse(feature: Mapping[str, Any], offset_l0: tuple[float, float]) -> Annotation:
     properties = feature.get("properties") or {}
     classification = properties.get("classification") or {}
     return Annotation(
         id=str(feature.get("id", "")),
         class_name=classification.get("name"),
         colour=_colour(classification),
-        geometry=shape(feature["geometry"]),
+        geometry=translate(shape(feature["geometry"]), xoff=offset_l0[1], yoff=offset_l0[0]),
         measurements=dict(properties.get("measurements") or {}),
         object_type=properties.get("objectType", "annotation"),
         name=properties.get("name"),

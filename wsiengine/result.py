@@ -59,10 +59,17 @@ class Result:
 
     @cached_property
     def annotations(self) -> "list[Annotation]":
-        """The regions, in level-0 pixels of the slide."""
-        from wsiengine.annotations import read_geojson
+        """The regions, in level-0 pixels of the slide.
 
-        return read_geojson(self.folder / "annotations.geojson")
+        The file counts from the corner of the scanned bounds, where the slide states any, as QuPath does; here they
+        are back where the slide's pixels are.
+        """
+        from wsiengine.annotations import read_geojson
+        from wsiengine.store import open_store
+
+        bounds = open_store(self.folder / "probability.zarr").attributes["bounds_l0"]
+        offset = (bounds[0], bounds[1]) if bounds else (0, 0)
+        return read_geojson(self.folder / "annotations.geojson", offset_l0=offset)
 
     def to_geojson(
         self,

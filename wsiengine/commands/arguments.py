@@ -17,7 +17,7 @@ def memory(text: str) -> int:
         value = float(match[1]) * _UNITS[match[2].lower()] if match else 0
     except ValueError:
         value = 0
-    if value < 1:
+    if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: write 4GB or 800MB")
     return int(value)
 

@@ -2,13 +2,14 @@
 
 import argparse
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wsiengine.commands.arguments import add_drawing
-from wsiengine.errors import OutputConflict
+from wsiengine.errors import OutputConflict, OutputError
 
 FORMATS = ("geojson", "geojson.gz", "csv")
 
@@ -65,14 +66,21 @@ def write(annotations: list[Any], path: Path, *, offset_l0: tuple[int, int]) -> 
         from wsiengine.annotations import write_geojson
 
         return list(write_geojson(annotations, path, offset_l0=offset_l0))
+    from wsiengine.qupath import replacing
+
     columns = list(dict.fromkeys(name for a in annotations for name in a.measurements))
-    draft = path.with_name(path.name + ".part")
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["id", "object", "class", "centroid x px", "centroid y px", *columns])
-        for a in annotations:
-            centre = a.geometry.representative_point()
-            place = [round(centre.x - offset_l0[1], 2), round(centre.y - offset_l0[0], 2)]
-            table.writerow([a.id, a.object_type, a.class_name, *place, *(a.measurements.get(c, "") for c in columns)])
-    draft.replace(path)
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["id", "object", "class", "point inside x px", "point inside y px", *columns])
+    for a in annotations:
+        inside = a.geometry.representative_point()
+        place = [round(inside.x - offset_l0[1], 2), round(inside.y - offset_l0[0], 2)]
+        table.writerow([a.id, a.object_type, a.class_name, *place, *(a.measurements.get(c, "") for c in columns)])
+    try:
+        with replacing(path) as file:
+            file.write(text.getvalue().encode())
+    except OSError as error:
+        raise OutputError(
+            f"Could not write {path}: {error.strerror or error}.", hint="give a file in a writable folder with -o."
+        ) from error
     return [path]
