@@ -156,6 +156,14 @@ def test_false_diagnoses_are_counted(fields):
     assert figures.false_diagnosis(windows.where(np.zeros(4, bool)))["rate"] is None
 
 
+def test_a_higher_gate_misses_more_and_errs_less(fields):
+    scores = _scores(fields[:1] * 2 + fields[1:3], np.zeros((4, 3)), [0.9, 0.22, 0.32, 0.1], [0.5, 0.5, 0.5, 0.1])
+    windows = _scores(fields[:2], np.zeros((2, 3)), [0.1, 0.27], [0, 0])
+    choices = {c["minimum"]: c for c in figures.gate_choices(scores, windows)}
+    assert [choices[m]["epithelium_missed"] for m in (0.2, 0.25, 0.35)] == [0.0, 0.25, 0.75]
+    assert [choices[m]["false_diagnosis"] for m in (0.2, 0.3)] == [0.5, 0.0]
+
+
 def test_windows_without_epithelium_have_none(fields):
     seen = []
 

@@ -18,6 +18,9 @@ from wsiengine.evaluate import (
 from wsiengine.training.scoring import Scores
 
 GATE_MINIMUM = 0.2
+"""Predicted epithelium below which a tile gets no class."""
+DRAWN_MINIMUM = 0.2
+"""Drawn epithelium below which a tile has no class to be right about."""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -28,7 +31,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def diagnosed(scores: Scores) -> Scores:
     """The rows that have a diagnosis to be right about: enough drawn epithelium (or no mask), and no polyp."""
-    enough = np.isnan(scores.drawn) | (scores.drawn >= GATE_MINIMUM)
+    enough = np.isnan(scores.drawn) | (scores.drawn >= DRAWN_MINIMUM)
     return scores.where(enough & (scores.labels >= 0))
 
 
@@ -119,12 +122,32 @@ def false_diagnosis(windows: Scores) -> dict[str, Any]:
 def gate_figures(scores: Scores) -> dict[str, Any]:
     """How well the predicted epithelium follows the drawn one."""
     drawn = scores.where(~np.isnan(scores.drawn))
-    missed = (drawn.drawn >= GATE_MINIMUM) & (drawn.epithelium < GATE_MINIMUM)
+    has = drawn.drawn >= DRAWN_MINIMUM
+    missed = has & (drawn.epithelium < GATE_MINIMUM)
     return {
         "mean_absolute_error": round(float(np.abs(drawn.epithelium - drawn.drawn).mean()), 3),
-        "epithelium_missed": round(float(missed.sum() / max(1, (drawn.drawn >= GATE_MINIMUM).sum())), 4),
+        "epithelium_missed": round(float(missed.sum() / max(1, has.sum())), 4),
         "tiles": len(drawn.drawn),
     }
+
+
+def gate_choices(scores: Scores, windows: Scores) -> list[dict[str, float]]:
+    """What other gate minima would cost: epithelium missed and tissue without it diagnosed, every case alike."""
+    drawn = scores.where(~np.isnan(scores.drawn) & (scores.drawn >= DRAWN_MINIMUM))
+
+    def by_case(rows: Scores, hit: np.ndarray) -> float:
+        cases = rows.column("case")
+        return round(float(np.mean([hit[cases == c].mean() for c in np.unique(cases)])), 4)
+
+    return [
+        {
+            "minimum": minimum,
+            "epithelium_missed": by_case(drawn, drawn.epithelium < minimum),
+            "false_diagnosis": by_case(windows, windows.epithelium >= minimum),
+            "false_diagnosis_of_windows": round(float((windows.epithelium >= minimum).mean()), 4),
+        }
+        for minimum in (0.2, 0.25, 0.3, 0.35, 0.4)
+    ]
 
 
 def best_temperature(scores: Scores) -> float:

@@ -20,6 +20,7 @@ from wsiengine.training.figures import (
     asserted,
     best_temperature,
     false_diagnosis,
+    gate_choices,
     gate_figures,
     table,
     uncertain_below,
@@ -66,7 +67,9 @@ def _figures(asked: argparse.Namespace) -> None:
     scores = load_scores(asked.scores, read_fields(asked.data))
     temperature = best_temperature(scores)
     rule = uncertain_below(scores, temperature)
-    print(json.dumps(summary(scores, temperature) | {"temperature": temperature, "uncertain": rule}, indent=1))
+    windows = load_scores([f.with_suffix(".windows.npz") for f in asked.scores], read_fields(asked.data))
+    found = {"temperature": temperature, "uncertain": rule, "gate_choices": gate_choices(scores, windows)}
+    print(json.dumps(summary(scores, temperature) | {"false_diagnosis": false_diagnosis(windows)} | found, indent=1))
 
 
 def main(arguments: list[str] | None = None) -> None:
