@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,20 @@ import wsiengine
 from tests import planted_slides as planted
 from tests.fakes import ArraySlide
 from tests.qupath_rules import check
-from wsiengine import inference
+from wsiengine import inference, preparing
 from wsiengine.annotations import read_geojson
-from wsiengine.errors import MemoryLimitError, NothingToAnalyse, OutputConflict, OutputInUse, RegionError
+from wsiengine.errors import (
+    MemoryLimitError,
+    NothingToAnalyse,
+    OutputConflict,
+    OutputInUse,
+    RegionError,
+    UnreadableSlide,
+)
 from wsiengine.events import Event
 from wsiengine.geometry import Box, Size
 from wsiengine.inference import Outputs, infer
+from wsiengine.models.registry import load_model
 
 SIZE = Size(1403, 2011)
 MARKS = [
@@ -144,6 +154,48 @@ def test_an_unfinished_run_of_other_parameters_is_refused_too(slide: Path, tmp_p
         infer(slide, "planted", tmp_path / "out", listener=_interrupt_after(10))
     with pytest.raises(OutputConflict, match="unfinished run"):
         infer(slide, "planted", tmp_path / "out", overlap=0.0)
+
+
+def test_a_run_that_ended_before_its_first_block_is_in_nobodys_way(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "find_tissue", _raise(UnreadableSlide("the overview is damaged")))
+        with pytest.raises(UnreadableSlide):
+            infer(slide, "planted", tmp_path / "out")
+    assert (tmp_path / "out" / ".work" / "journal").exists()
+    assert infer(slide, "planted", tmp_path / "out", tissue="none").summary["tiles"]
+
+
+def test_the_same_weights_under_another_card_are_another_run(slide: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(load_model("planted").folder, model)
+    facts = json.loads((model / "card.json").read_text())
+    infer(slide, str(model), tmp_path / "out", overlap=0.0)
+    facts["description"] = "in other words"
+    (model / "card.json").write_text(json.dumps(facts))
+    infer(slide, str(model), tmp_path / "out", overlap=0.0)
+    facts["input"]["mpp"] *= 1.1
+    (model / "card.json").write_text(json.dumps(facts))
+    with pytest.raises(OutputConflict, match="the model's card differs"):
+        infer(slide, str(model), tmp_path / "out", overlap=0.0)
+
+
+def test_an_overview_that_cannot_be_read_is_not_called_a_folder_that_cannot_be_written(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("wsiengine.report.draw_overlay", _raise(UnreadableSlide("the overview is damaged")))
+        with pytest.raises(UnreadableSlide, match=r"^the overview is damaged$"):
+            infer(slide, "planted", tmp_path / "out", overlap=0.0)
+    assert infer(slide, "planted", tmp_path / "out", overlap=0.0).summary["tiles"]
+
+
+def _raise(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def test_strange_files_in_the_folder_are_not_overwritten(slide: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from wsiengine.errors import OutputError, OutputInUse
 from wsiengine.geometry import Box
-from wsiengine.journal import FolderLock, Journal, read_header
+from wsiengine.journal import FolderLock, Journal, read_journal
 
 HEADER = {"slide": "abc", "parameters": {"overlap": 0.3}}
 
@@ -78,7 +78,7 @@ def test_a_journal_without_its_header_is_refused_in_words(tmp_path: Path) -> Non
     for content in (b"", b"WSIJRNL1", b"not a journal at all", b"WSIJRNL1" + b"\x00" * 100):
         path.write_bytes(content)
         with pytest.raises(OutputError, match="not a journal"):
-            read_header(path)
+            read_journal(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

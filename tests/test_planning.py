@@ -1,13 +1,15 @@
 """What a plan decides before anything is read, and the requests that it refuses."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 import wsiengine
 from tests.fakes import ArraySlide, position_pixels
 from tests.models.tiny import tiny
+from wsiengine import preparing
+from wsiengine.errors import MemoryLimitError, PlanError
+from wsiengine.finishing import Finish
 from wsiengine.models.card import Card
 from wsiengine.planning import Plan, make_plan
 
@@ -32,3 +34,41 @@ def test_threads_of_a_cpu_get_small_blocks_and_a_gpu_gets_whole_batches(plan: Pl
         runtime = type("OnGpu", (), {"batch_size": batch, "provider": "CUDAExecutionProvider"})()
         on_gpu = replace(plan, job=replace(plan.job, runtime=runtime))
         assert make_plan(on_gpu).block_tiles == side
+
+
+def test_what_does_not_fit_the_machine_is_refused_unless_the_user_says_otherwise(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = ArraySlide(position_pixels(300, 400), 0.7)
+    assert 1 << 28 < preparing.machine_memory_bytes() < 1 << 50
+    monkeypatch.setattr(preparing, "machine_memory_bytes", lambda: 100 << 20)
+    with pytest.raises(MemoryLimitError, match="the limit is 100 MiB"):
+        wsiengine.plan(slide, str(card.folder), tissue="none")
+    assert wsiengine.plan(slide, str(card.folder), tissue="none", memory_limit_bytes=4 << 30).tile_count
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("threads", -2, "threads must be at least 0, not -2"),
+        ("batch_size", 0, "batch_size must be at least 1"),
+        ("block_tiles", 0, "block_tiles must be at least 1"),
+        ("memory_limit_bytes", -1, "memory_limit_bytes must be at least 1"),
+        ("threshold", 70.0, "between 0 and 1, not 70"),
+        ("threshold", float("nan"), "between 0 and 1, not nan"),
+        ("overlap", float("nan"), "below 1, not nan"),
+        ("mpp", 0.3, "open already"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_in_python_too(card: Card, option: str, value: float, words: str) -> None:
+    slide = ArraySlide(position_pixels(300, 400), 0.7)
+    with pytest.raises(PlanError, match=words):
+        wsiengine.plan(slide, str(card.folder), tissue="none", **{option: value})
+
+
+@pytest.mark.parametrize("name", ["smoothing_um", "tolerance_um", "min_area_um2"])
+def test_regions_are_drawn_with_real_lengths(name: str) -> None:
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(PlanError, match=name):
+            Finish(0.5, **{name: value})
+    assert Finish(0.5, **{name: 0.0})

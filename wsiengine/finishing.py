@@ -11,6 +11,7 @@ import numpy as np
 import shapely
 
 from wsiengine.annotations import AnnotateOptions, Annotation, annotate, tile_annotations, write_geojson
+from wsiengine.errors import PlanError
 from wsiengine.tasks.classify import label, tile_probabilities
 from wsiengine.truth import Truth
 
@@ -32,6 +33,14 @@ class Finish:
     tolerance_um: float | None = None
     min_area_um2: float = 0.0
     tiles: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise PlanError(f"The threshold must be between 0 and 1, not {self.threshold:g}.", hint="0.5, say.")
+        for name in ("smoothing_um", "tolerance_um", "min_area_um2"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise PlanError(f"{name} must be 0 or more, not {value:g}.", hint="0 switches it off.")
 
 
 def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annotation]:

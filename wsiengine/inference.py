@@ -81,14 +81,13 @@ def infer(
     request = Request(slide=slide, model=model, **options)
     with watch.stage("open"):
         subject = identify(request)
+    settings = _settings(subject, outputs)
     for text in subject.warnings:
         listener(Event("warning", {"text": text}))
     folder = Path(output) if output is not None else default_folder(subject.slide.path)
     with Workspace(folder, subject.identity, overwrite=overwrite) as space:
         if space.finished is not None:
-            refuse_other(
-                folder, space.finished.get("finish", {}), _settings(subject, outputs), "a finished run", _REDRAW
-            )
+            refuse_other(folder, space.finished.get("finish", {}), settings, "a finished run", _REDRAW)
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
         else:
             _run(subject, (space, outputs or Outputs()), client, listener, watch)
@@ -120,7 +119,7 @@ def _run(
             prepared = prepare(subject, recovered.blobs)
         except PlanError:
             if not recovered.tiles:
-                space.forget()  # else the next try, with other settings, would be refused because of this one
+                space.forget()  # a refused plan leaves nothing behind
             raise
         watch.add(prepared.seconds)
         _remember(journal, recovered, prepared)

@@ -133,9 +133,9 @@ class Journal:
                 raise
 
 
-def read_header(path: Path) -> Mapping[str, Any]:
-    """The header of a journal, without touching the file."""
-    return _read(path)[0].header
+def read_journal(path: Path) -> Recovered:
+    """What a journal holds, without touching the file."""
+    return _read(path)[0]
 
 
 def _read(path: Path) -> tuple[Recovered, int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from wsiengine import __version__
 from wsiengine.errors import OutputConflict, OutputError
-from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_header, sync_folder, sync_tree
+from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_journal, sync_folder, sync_tree
 
 RESULTS = ("annotations.geojson", "probability.zarr", "overlay.png", "run.json")
 OPTIONAL_RESULTS = ("tiles.geojson", "annotations.part*.geojson", "tiles.part*.geojson")
@@ -24,6 +24,7 @@ _WORDS = {
     "slide": "the slide",
     "model": "the model",
     "version": "the version of wsiengine",
+    "card": "the model's card",
     "mpp": "the slide's µm/px",
     "overlap": "the overlap",
     "region": "the region",
@@ -108,9 +109,15 @@ class Workspace:
         """
         path = self.work / "journal"
         if not path.exists():
-            return Journal.create(path, self._identity), Recovered(self._identity, {}, ())
-        refuse_other(self.folder, read_header(path), self._identity, "an unfinished run")
+            return self._new_journal()
+        there = read_journal(path)
+        if not there.tiles and _flat(there.header) != _flat(self._identity):
+            return self._new_journal()  # it ended before its first block: there is nothing to lose
+        refuse_other(self.folder, there.header, self._identity, "an unfinished run")
         return Journal.resume(path)
+
+    def _new_journal(self) -> tuple[Journal, Recovered]:
+        return Journal.create(self.work / "journal", self._identity), Recovered(self._identity, {}, ())
 
     def draft(self) -> Path:
         """An empty folder for the results to be made in."""
@@ -162,7 +169,7 @@ class Workspace:
         if not marker.exists() or marker.read_text() != __version__ or not journal.exists():
             return False
         try:
-            return _flat(read_header(journal)) == _flat(self._identity)
+            return _flat(read_journal(journal).header) == _flat(self._identity)
         except OutputError:  # damaged
             return False
 
@@ -202,7 +209,7 @@ def refuse_other(
         return
     details = "; ".join(
         f"{_WORDS.get(key, key)} differs"
-        + ("" if key in ("slide", "model", "region") else f" ({old.get(key)} there, {new.get(key)} now)")
+        + ("" if key in ("slide", "model", "card", "region") else f" ({old.get(key)} there, {new.get(key)} now)")
         for key in different
     )
     raise OutputConflict(

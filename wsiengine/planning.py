@@ -41,7 +41,7 @@ class Options:
     """What the user asked for, beyond slide and model.
 
     ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
-    use. ``memory_limit_bytes`` None means no limit but the machine's.
+    use. ``memory_limit_bytes`` None means no limit.
     """
 
     overlap: float = 0.3
@@ -166,7 +166,7 @@ def make_plan(plan: Plan) -> Plan:
     planned = replace(plan, block_tiles=side)
     limit = plan.options.memory_limit_bytes
     if limit is not None and planned.peak_bytes > limit:
-        raise MemoryLimitError(_memory_words(planned, limit), hint="raise --memory-limit, or lower --threads.")
+        raise MemoryLimitError(_memory_words(planned, limit), hint="lower --threads, or raise --memory-limit.")
     return planned
 
 

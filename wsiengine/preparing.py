@@ -4,6 +4,7 @@ Two steps, because a resumed run must know *which* run it is before it spends ti
 fingerprints; :func:`prepare` does what takes reading (or takes it from the journal).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from wsiengine import __version__
 from wsiengine.dense import block_box_px
 from wsiengine.dense import block_tiles as dense_block_tiles
 from wsiengine.errors import NothingToAnalyse, PlanError, RegionError
+from wsiengine.finishing import Finish
 from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
@@ -52,7 +54,7 @@ class Request:
         mpp: µm per level-0 pixel, overriding the file's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         threads: Worker threads; 0 = all cores.
-        memory_limit_bytes: Most anonymous memory the run may take.
+        memory_limit_bytes: Most anonymous memory the run may take; None: what the machine (or container) has.
         normalise: Recipe that replaces the card's (``none``, ``macenko``, ``macenko+clahe``, …).
         block_tiles: Side of a block in tiles; None chooses.
         on_bad_tile: ``fail``: what cannot be decoded ends the run; ``skip``: its tiles are left out, and told.
@@ -76,6 +78,18 @@ class Request:
     on_bad_tile: str = "fail"
     mode: str = "tiles"
 
+    def __post_init__(self) -> None:
+        for name, least in (("threads", 0), ("batch_size", 1), ("block_tiles", 1), ("memory_limit_bytes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise PlanError(f"{name} must be at least {least}, not {value}.", hint=f"leave {name} out.")
+        if self.threshold is not None:
+            Finish(self.threshold)  # refuses what is no probability
+        if self.mpp is not None and not isinstance(self.slide, str | os.PathLike):
+            raise PlanError(
+                f"mpp={self.mpp:g} was given for a slide that is open already.", hint="open_slide(path, mpp=...)."
+            )
+
     def options(self, mode: str) -> Options:
         """For the planner; ``mode`` is the one chosen."""
         return Options(
@@ -84,7 +98,7 @@ class Request:
             threshold=self.threshold,
             device=self.device,
             threads=self.threads,
-            memory_limit_bytes=self.memory_limit_bytes,
+            memory_limit_bytes=self.memory_limit_bytes or machine_memory_bytes(),
             block_tiles=self.block_tiles,
             mode=mode,
         )
@@ -149,6 +163,7 @@ def identify(request: Request) -> Subject:
         "model": card.sha256,
         "version": __version__.split(".")[0],
         "parameters": {
+            "card": _card_digest(card),
             "mpp": [lattice.slide_mpp.y, lattice.slide_mpp.x],
             "overlap": round(grid.overlap, 6),
             "region": _digest(region),
@@ -270,6 +285,24 @@ def _tissue_um2(cells: np.ndarray, inside: np.ndarray | None, lattice: Lattice) 
     rows, cols = lattice.inside()
     share = cells if inside is None else np.where(inside, cells, 0)
     return float(np.asarray(rows) @ share.astype(np.float64) @ np.asarray(cols)) * lattice.cell_um2
+
+
+def machine_memory_bytes() -> int:
+    """Memory that this process may have: the machine's, or its container's where that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # cgroups 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
+
+
+def _card_digest(card: Card) -> str:
+    """Of what a card says about numbers and classes, not of its prose: the same weights may be read otherwise."""
+    facts = card.to_json()
+    deciding = ("input", "outputs", "activation", "output_stride_px", "halo_px", "dense", "gate", "uncertain")
+    classes = [{k: v for k, v in entry.items() if k != "evidence"} for entry in facts["classes"]]
+    text = json.dumps([classes, *(facts[name] for name in deciding)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest(geometry: Any) -> str | None:
