@@ -7,6 +7,7 @@ Every operation is IEEE-exact as written, so a pixel's value does not depend on 
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from wsikernels._jit import JIT_OFF, jit
@@ -56,13 +57,29 @@ else:
         return types.float32(types.int32), emit
 
     @intrinsic
-    def half_bits(typing_context, value):  # type: ignore[no-untyped-def]
-        """The bits of a float32 rounded to float16, nearest even: one instruction that numba has no name for."""
-
+    def _half_by_instruction(typing_context, value):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
 
         return types.uint16(types.float32), emit
+
+    @jit(inline=True)
+    def _half_by_integers(value):
+        bits = bits_of(value)
+        size = bits & np.int32(0x7FFFFFFF)
+        usual = (size - np.int32(0x37FFF001) + ((size >> np.int32(13)) & np.int32(1))) >> np.int32(13)
+        tiny = bits_of(float_of(size) + np.float32(0.5)) - np.int32(0x3F000000)  # the sum rounds to 2⁻²⁴, as subnormals
+        half = tiny if size < np.int32(0x38800000) else usual
+        half = half if size < np.int32(0x47800000) else np.int32(0x7C00)
+        return np.uint16(half | ((bits >> np.int32(16)) & np.int32(0x8000)))
+
+    def _has_half_instruction() -> bool:
+        """Whether the CPU that numba compiles for rounds to float16 itself: else LLVM would call a missing function."""
+        triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+        return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
+
+    # the bits of a float32 (no NaN) rounded to float16, nearest even, as uint16
+    half_bits = _half_by_instruction if _has_half_instruction() else _half_by_integers  # type: ignore[assignment]
 
 
 # A power t^p starts as p · bits(t) + magic read as a float (within 4 %); what is missing is r^p with r = t · y^(-1/p)

@@ -38,6 +38,25 @@ def test_where_nothing_can_be_written_kernels_still_work(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_a_cpu_without_half_floats_gives_the_same_bits(tmp_path):
+    code = (
+        "import numpy as np; from wsikernels._float import half_bits; from wsikernels._jit import jit\n"
+        "@jit()\n"
+        "def halves(given, made):\n"
+        "    for k in range(len(given)): made[k] = half_bits(given[k])\n"
+        "at = np.arange(0, 0x7F800000, 4096, dtype=np.uint32)\n"
+        "values = np.concatenate([at, at + 1, at + 4095, at | 0x80000000]).view(np.float32)\n"
+        "values = values[~np.isnan(values)]; made = np.empty(len(values), np.uint16); halves(values, made)\n"
+        "with np.errstate(over='ignore'): print(np.array_equal(made, values.astype(np.float16).view(np.uint16)))\n"
+    )
+    script = tmp_path / "halves.py"
+    script.write_text(code)
+    run_it = f"import runpy; runpy.run_path({str(script)!r})"
+    for cpu in ({}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}):
+        assert run(run_it, NUMBA_CACHE_DIR=str(tmp_path), **cpu).stdout.strip() == "True"
+
+
 def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     folder.mkdir()
