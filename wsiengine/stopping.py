@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 MESSAGE = "\nstopped  finished blocks are kept: run the same command again to go on."
 EXIT_CODE = 130
-_PATIENCE_S = 1.0
+_PATIENCE_S = 0.8
 _OVER = b"\0"  # no signal has the number 0
 
 
