@@ -129,6 +129,21 @@ def restained(pixels, source, target, ratios, keep_residual=True) -> np.ndarray:
     return np.minimum(255 * np.exp(-(basis[1].T @ amounts).T), 255).reshape(pixels.shape)
 
 
+def macenko(densities: np.ndarray, percentile: float = 1.0, strong: float = 99.0) -> tuple[np.ndarray, np.ndarray]:
+    """Stain vectors (2, 3), the redder absorber first, and their strong amounts, of densities (n, 3) of stained pixels.
+
+    The plane of the two widest directions; in it the directions that all but ``percentile`` % of pixels lie between.
+    """
+    plane = np.linalg.svd(densities - densities.mean(axis=0), full_matrices=False)[2][:2]
+    flat = densities @ plane.T
+    ahead = flat.mean(axis=0) / np.linalg.norm(flat.mean(axis=0))
+    aside = np.array([-ahead[1], ahead[0]])
+    turns = np.percentile(np.arctan2(flat @ aside, flat @ ahead), [percentile, 100 - percentile])
+    vectors = np.array([(np.cos(a) * ahead + np.sin(a) * aside) @ plane for a in turns])
+    vectors = vectors[np.argsort(-vectors[:, 0])]
+    return vectors, np.percentile(np.linalg.lstsq(vectors.T, densities.T, rcond=None)[0], strong, axis=1)
+
+
 def reinhard(pixels, mean, deviation, target_mean, target_deviation, glass_l) -> np.ndarray:
     """0–255, not yet rounded."""
     colours = lab(pixels)

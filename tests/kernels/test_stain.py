@@ -96,6 +96,21 @@ def test_fits_find_the_stains_that_were_mixed(fit, kind):
     assert np.allclose(found.strengths, expected[:2], rtol=0.3)
 
 
+@pytest.mark.parametrize("strengths", [(1.0, 0.8), (1.6, 0.4), (0.5, 1.2)])
+def test_macenko_agrees_with_its_definition(strengths):
+    pixels = mixture(6000, ANOTHER, strengths)
+    vectors, amounts = oracles.macenko(oracles.density(pixels[stained(pixels)]))
+    found = fit_macenko(pixels)
+    assert np.allclose(found.matrix, vectors, atol=1e-9)
+    assert np.allclose(found.strengths, amounts, rtol=1e-9)
+    assert np.allclose(standard_fit(pixels).strengths, _strong(pixels, HAEMATOXYLIN_EOSIN), rtol=1e-9)
+
+
+def _strong(pixels, vectors):
+    densities = oracles.density(pixels[stained(pixels)])
+    return np.percentile(np.linalg.lstsq(unit_rows(vectors).T, densities.T, rcond=None)[0], 99, axis=1)
+
+
 def test_macenko_is_near_torchstains():
     torchstain = pytest.importorskip("torchstain.numpy.normalizers")
     pixels = mixture(14_400, ANOTHER, (1.0, 0.8)).reshape(120, 120, 3)
