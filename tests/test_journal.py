@@ -1,5 +1,6 @@
 """The journal: what was appended is there, a torn tail is not, and nobody else's file is taken for one."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -110,6 +111,26 @@ def test_a_full_disk_leaves_a_journal_that_goes_on(tmp_path: Path) -> None:
     journal, found = Journal.resume(path)
     journal.close()
     np.testing.assert_array_equal(found.tiles[2][1], _scores(6))
+
+
+def test_nothing_is_appended_behind_a_record_that_could_not_be_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    _filled(path)
+
+    def gone(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    journal, _ = Journal.resume(path)
+    with journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", gone)
+            patch.setattr(os, "ftruncate", gone)
+            with pytest.raises(OutputError):
+                journal.add_tiles(Box(4, 0, 6, 3), _scores(5))
+        with pytest.raises(OutputError):
+            journal.add_tiles(Box(6, 0, 8, 3), _scores(6))
 
 
 def test_two_runs_exclude_each_other(tmp_path: Path) -> None:

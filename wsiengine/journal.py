@@ -127,10 +127,20 @@ class Journal:
                 _write_all(self._fd, record)
                 os.fdatasync(self._fd)
             except OSError:
-                # A full disk may have taken half a record: take it back, so that a later append starts clean.
-                os.ftruncate(self._fd, start)
-                os.lseek(self._fd, start, os.SEEK_SET)
+                self._take_back(start)
                 raise
+
+    def _take_back(self, start: int) -> None:
+        """Remove what a full disk took of a record, so that a later append starts clean.
+
+        Where even that fails nothing more is appended: it would stand behind a torn record, and be lost with it.
+        """
+        try:
+            os.ftruncate(self._fd, start)
+            os.lseek(self._fd, start, os.SEEK_SET)
+        except OSError:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def read_journal(path: Path) -> Recovered:
