@@ -143,7 +143,7 @@ def map_array(plan: "Plan") -> "da.Array":
 
 def _array(tasks: dict[Any, Any], name: str, chunks: tuple[tuple[int, ...], ...]) -> "da.Array":
     """Tasks keyed ``(name, row, col, 0)`` as an array of uint8."""
-    import dask.array as da  # takes longer to import than a small slide to run, and running needs none of it
+    import dask.array as da  # slow to import, and a run needs none of it
     from dask.highlevelgraph import HighLevelGraph
 
     return da.Array(HighLevelGraph.from_collections(name, tasks, dependencies=[]), name, chunks, dtype=np.uint8)
