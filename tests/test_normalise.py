@@ -108,6 +108,19 @@ def test_stain_comes_before_clahe_and_glass_is_left():
     assert moved.max() <= 2
 
 
+@pytest.mark.parametrize(
+    "before", ["", "macenko+", "reinhard+", "grey+", "demean+", "whiten+", "background:sigma_um=4+"]
+)
+def test_glass_is_spared_or_it_is_said(before):
+    normaliser = fitted(f"{before}clahe:region_um=16,clip=4", SLIDE, MASK)
+    box = Box(0, 0, 24, 200)  # bare glass, noisy
+    first = Normaliser(normaliser.recipe, normaliser.steps[:-1])
+    noise = [applied(n, SLIDE, box).std() for n in (first, normaliser)]
+    spared = noise[1] < 1.1 * noise[0]
+    assert spared == ("background" not in before)
+    assert spared == (not any("cannot spare" in note for note in normaliser.notes))
+
+
 def test_the_fit_finds_the_slides_stains():
     found = np.array(fitted("macenko", SLIDE, MASK).fit["vectors"])
     assert np.degrees(np.arccos((found * unit_rows(HAEMATOXYLIN_EOSIN)).sum(axis=1))).max() < 12

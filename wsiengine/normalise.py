@@ -238,6 +238,10 @@ class _Fitting:
                 f"at least {_SMALLEST_REGION_PX} px are needed.",
                 hint=f"set region_um to {_SMALLEST_REGION_PX * self.mpp.mean:.0f} or more.",
             )
+        if any(isinstance(earlier, BackgroundStep) for earlier in self.steps):
+            self.notes.append(
+                "Without its background bare glass is as grey as tissue: CLAHE cannot spare it and amplifies its noise."
+            )
         if step["channel"] == "lab":
             glass = _glass_level(levels_of_rgb(self.glass))
             self.found["glass_level"] = glass
