@@ -150,7 +150,7 @@ def test_temperature_undoes_overconfidence(fields):
 
 
 def test_false_diagnoses_are_counted(fields):
-    windows = _scores(fields[:1] * 3 + fields[1:2], np.zeros((4, 3)), [0.1, 0.3, 0.1, 0.5], [0] * 4)
+    windows = _scores(fields[:1] * 3 + fields[1:2], np.zeros((4, 3)), [0.1, 0.4, 0.1, 0.5], [0] * 4)
     found = figures.false_diagnosis(windows)
     assert found == {"rate": 0.5, "rate_mean_over_cases": 0.667, "cases": 2, "windows": 4}
     assert figures.false_diagnosis(windows.where(np.zeros(4, bool)))["rate"] is None
