@@ -21,10 +21,10 @@ from wsikernels.published import (
 )  # fmt: skip
 
 
-@given(sigma=st.sampled_from([0.6, 1.5, 4.0]), seed=st.integers(0, 9))
-def test_background_is_a_gaussian_mean(sigma, seed):
+@given(sigma=st.sampled_from([0.6, 1.5, 4.0]), channels=st.integers(1, 4), seed=st.integers(0, 9))
+def test_background_is_a_gaussian_mean(sigma, channels, seed):
     margin = background_margin_px(sigma)
-    src = position_coded(9 + 2 * margin, 12 + 2 * margin, 3, seed)
+    src = position_coded(9 + 2 * margin, 12 + 2 * margin, channels, seed)
     inner = (slice(margin, -margin), slice(margin, -margin))
     smooth = ndimage.gaussian_filter(src.astype(float), (sigma, sigma, 0), truncate=margin / sigma)[inner]
     exact = np.clip(src[inner] - smooth + 128, 0, 255)
