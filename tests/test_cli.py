@@ -132,6 +132,8 @@ def test_one_slide_in_plain_lines(slide: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_terms_of_a_model_are_shown_once(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _infer(slide, "-o", tmp_path / "silent", "--quiet") == 0  # shows nothing: it is not the first use yet
+    assert capsys.readouterr().out == ""
     assert _infer(slide, "-o", tmp_path / "a") == 0
     assert "\nterms " in "\n" + capsys.readouterr().out
     assert _infer(slide, "-o", tmp_path / "b") == 0
@@ -291,13 +293,15 @@ def test_ctrl_c_keeps_what_is_done(slide: Path, tmp_path: Path, capsys: pytest.C
     assert _names(tmp_path / "out") == RESULTS
 
 
-def test_output_into_a_closed_pipe_is_no_error_message(slide: Path) -> None:
-    run = _process("models", "list", "--json")
+@pytest.mark.parametrize("command", ["models", "infer"])
+def test_output_into_a_closed_pipe_is_no_error_message(slide: Path, tmp_path: Path, command: str) -> None:
+    arguments = {"models": ("--json",), "infer": (slide, slide, "-m", "planted", "-o", tmp_path / "out")}[command]
+    run = _process(command, *arguments)
     assert run.stdout
     assert run.stderr
     run.stdout.close()
     assert run.wait(timeout=60) in (0, 1)
-    assert "Traceback" not in run.stderr.read()
+    assert run.stderr.read() == ""
     run.stderr.close()
 
 
@@ -412,12 +416,23 @@ def test_export_draws_again_without_slide_or_model(
     assert "Uncertain" in facts["summary"]["area_mm2"]
     assert main(["export", "out", "-o", "packed.geojson.gz"]) == 0
     assert check(tmp_path / "packed.geojson.gz") == []
-    assert main(["export", "out", "-o", "table.csv"]) == 0
+    assert main(["export", "out", "-o", "table.csv", "--smoothing", "0.00"]) == 0
     with (tmp_path / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     areas = run["summary"]["area_mm2"]
     assert sum(float(row["Area mm^2"]) for row in rows) == pytest.approx(sum(areas.values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "regions.geojson"])
+def test_export_into_a_folder_that_is_not_there(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert _infer(slide, "-o", tmp_path / "out", "--quiet") == 0
+    assert main(["export", "out", "-o", f"nowhere/{name}"]) == 1
+    err = capsys.readouterr().err
+    assert "Could not write" in err
+    assert "unexpected" not in err
 
 
 def test_export_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -237,6 +237,10 @@ def test_a_region_limits_the_run_and_clips_the_output(slide: Path, tmp_path: Pat
     y, x = plan.grid.centres_l0()
     inside = (y[:, None] > box.y0) & (y[:, None] < box.y1) & (x > box.x0) & (x < box.x1)
     np.testing.assert_array_equal(plan.wanted, inside)
+    off_grid = _region(tmp_path / "grid.geojson", Box(411, 395, 1003, 1571))  # no edge on an edge of a cell
+    filled = infer(slide, "planted", tmp_path / "filled", tissue="none", region=off_grid, overlap=0.75)
+    area = shapely.union_all([a.geometry for a in filled.annotations]).area
+    assert area == pytest.approx((1003 - 411) * (1571 - 395), rel=1e-4)  # not half a cell less along the boundary
     with pytest.raises(RegionError, match="outside"):
         infer(slide, "planted", tmp_path / "far", region=_region(tmp_path / "far.geojson", Box(9000, 9000, 9500, 9500)))
 

@@ -66,6 +66,13 @@ def test_numbers_that_cannot_be_are_refused_in_python_too(card: Card, option: st
         wsiengine.plan(slide, str(card.folder), tissue="none", **{option: value})
 
 
+def test_enlarging_the_slide_is_told(card: Card) -> None:
+    for mpp, told in ((1.05, False), (1.3, True)):
+        slide = ArraySlide(position_pixels(300, 400), mpp)
+        subject = preparing.identify(preparing.Request(slide=slide, model=str(card.folder)))
+        assert any("enlarged" in text for text in subject.warnings) == told
+
+
 @pytest.mark.parametrize("name", ["smoothing_um", "tolerance_um", "min_area_um2"])
 def test_regions_are_drawn_with_real_lengths(name: str) -> None:
     for value in (-1.0, float("nan"), float("inf")):

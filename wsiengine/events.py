@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``kind``: start, plan, warning, note, resume, progress, stage, result, summary. ``data`` is JSON (but a plan)."""
+    """What has happened.
+
+    ``kind``: start, terms, plan, warning, note, resume, progress, stage, result or summary. ``data``: JSON, but a plan.
+    """
 
     kind: str
     data: Mapping[str, Any] = field(default_factory=dict)

@@ -268,7 +268,7 @@ class in_words:  # noqa: N801  (a context manager, read as words)
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if isinstance(error, OSError) and not isinstance(error, WsiError):  # a slide may be unreadable meanwhile
+        if isinstance(error, OSError) and not isinstance(error, WsiError | BrokenPipeError):  # those tell of no file
             reason = error.strerror or str(error)
             raise OutputError(
                 f"Cannot write {self._path}: {reason}. Finished blocks are kept.",

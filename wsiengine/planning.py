@@ -32,7 +32,7 @@ _BASE_BYTES = 256 * _MIB  # libraries, kernels (compiling them too), the overlay
 _ACTIVATION_BYTES_PER_PX = 288  # live activations of a session per input pixel; ResNet-18 and MobileNetV2, measured
 _TISSUE_BYTES_PER_UM2 = 28 / 64  # 28 bytes per pixel of 8 µm while the tissue is found, measured
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
-_BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the reading
+_BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
 
 
@@ -271,13 +271,13 @@ def choose_tiles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which cells are analysed and which tiles run.
 
-    A cell is analysed where it is mostly tissue (and its centre inside the region). A tile runs when it owns such a
+    A cell is analysed where it is mostly tissue (and touches the region). A tile runs when it owns such a
     cell (and its own centre is inside the region). Cells that no running tile covers drop out.
 
     Args:
         grid: The tile grid.
         tissue: (rows, cols) float32: tissue fraction of each cell.
-        inside: (rows, cols) bool: cell centre inside the region; None without a region.
+        inside: (rows, cols) bool: the cell touches the region; None without a region.
         tile_inside: (tile rows, tile cols) bool: tile centre inside the region; None without a region.
 
     Returns:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 
 from wsiengine import __version__
 from wsiengine.dense import block_box_px
@@ -36,6 +37,7 @@ from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.classify import MapLayout
 from wsiengine.tissue import TissueMask, find_tissue
 
+_ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
 _DENSE_PX_COST = 1.5  # a pixel of a dense block against one of a small tile (caches), measured 1.2 to 1.7
 
 
@@ -151,6 +153,10 @@ def identify(request: Request) -> Subject:
         warnings.append(f"This is fluorescence ({dyes}), not stained tissue in transmitted light, as models expect it.")
     card = load_model(request.model)
     lattice = lattice_for(slide.info, card)
+    if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
+        warnings.append(
+            f"The slide has {lattice.slide_mpp}, {card.name} was made for {lattice.mpp}: its pixels are enlarged."
+        )
     grid = TileGrid.cover(lattice, card.input.size_px, request.overlap)
     mode = _choose_mode(request.mode, card, grid)
     region = _load(request.region, slide, "--region")
@@ -196,9 +202,9 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
     else:
         normaliser = fit_normaliser(subject.recipe, slide, tissue, grid.lattice.mpp)
     fitted = time.perf_counter()
-    inside, tile_inside = _inside(subject)
+    inside, touched, tile_inside = _inside(subject)
     cells = tissue.cell_fraction(grid.lattice)
-    analysed, wanted = choose_tiles(grid, cells, inside, tile_inside)
+    analysed, wanted = choose_tiles(grid, cells, touched, tile_inside)
     if subject.region is not None and not wanted.any():
         raise NothingToAnalyse(
             "There is nothing to analyse: no tile with tissue has its centre inside the region.",
@@ -265,19 +271,24 @@ def _tissue(subject: Subject) -> TissueMask:
     return find_tissue(subject.slide)
 
 
-def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Cells and tiles whose centre lies inside the region; None without a region."""
-    if subject.region is None:
-        return None, None
+def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    """Of a region: cells whose centre lies inside, cells that touch it, tiles whose centre lies inside.
+
+    What touches it is analysed, and clipped when it is drawn: else areas would lack half a cell along the boundary.
+    """
+    region, lattice = subject.region, subject.grid.lattice
+    if region is None:
+        return None, None, None
     y, x = subject.grid.centres_l0()
     rows, cols = np.meshgrid(y, x, indexing="ij")
-    tiles = points_inside(subject.region, rows, cols)
-    cells = rasterise(subject.region, subject.grid.lattice)
+    tiles = points_inside(region, rows, cols)
+    cells = rasterise(region, lattice)
     if not cells.any() and not tiles.any():
         raise RegionError(
             "The region is smaller than the grid of the model: it holds no cell's centre.", hint="draw a larger region."
         )
-    return cells, tiles
+    touched = rasterise(shapely.buffer(region, max(lattice.l0_per_cell) / 2, join_style="mitre"), lattice)
+    return cells, touched, tiles
 
 
 def _tissue_um2(cells: np.ndarray, inside: np.ndarray | None, lattice: Lattice) -> float:

@@ -75,7 +75,7 @@ class Lines(Display):
                         self.line(name, text)
                     for note in data["notes"]:
                         self.line("note", note)
-                case "warning" | "note":
+                case "warning" | "note" | "terms":
                     self.line(event.kind, data["text"])
                 case "resume":
                     self.line("resume", f"{data['done']:,} of {data['total']:,} tiles were done before")

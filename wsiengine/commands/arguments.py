@@ -44,7 +44,12 @@ def positive(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+    """A number of 0 or more.
+
+    >>> not_negative("0.00"), not_negative("2.5")
+    (0.0, 2.5)
+    """
+    return 0.0 if re.fullmatch(r"\s*0+\.?0*\s*", text) else positive(text)
 
 
 def whole(text: str) -> int:

@@ -95,9 +95,12 @@ def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -
 
     display(Event("start", {"slide": slide, "output": str(folder)}))
     try:
-        _notice(args.model, display)
+        if not args.quiet:
+            _notice(args.model, display)
         result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=display, **_options(args))
         return not result.summary.get("unreadable_tiles"), summary_words(result.summary)
+    except BrokenPipeError:  # not the slide's fault: nobody listens any more
+        raise
     except Exception as error:  # whatever is wrong with this slide must not stop the others
         if args.debug:
             raise
@@ -134,7 +137,8 @@ def _notice(model: str, display: Display) -> None:
     card = load_model(model)
     if first_use(card):
         terms = f" (terms: {card.terms})" if card.terms else ""
-        display.line("terms", f"{card.name} {card.version}: {card.licence}{terms}. {card.intended_use}")
+        text = f"{card.name} {card.version}: {card.licence}{terms}. {card.intended_use}"
+        display(Event("terms", {"text": text}))
 
 
 def find_slides(arguments: Sequence[str]) -> list[str]:

@@ -13,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", help="remember a folder with a card and its ONNX file")
     add.add_argument("folder", type=Path, metavar="FOLDER")
     for sub in (listing, show):
-        sub.add_argument("--json", action="store_true", help="print as JSON")
-    parser.set_defaults(json=False)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print as JSON")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

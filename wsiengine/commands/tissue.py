@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
         facts = {"area_mm2": mask.area_mm2, "fraction": mask.fraction, "regions": len(regions), "files": files}
         print(json.dumps(facts, ensure_ascii=False))
         return 0
+    counted = "1 region" if len(regions) == 1 else f"{len(regions)} regions"
     print(f"{'slide':<9}{slide_words(args.slide, slide.info)}")
-    print(f"{'tissue':<9}{percent(mask.fraction)} of the slide · {area_words(mask.area_mm2)} · {len(regions)} regions")
+    print(f"{'tissue':<9}{percent(mask.fraction)} of the slide · {area_words(mask.area_mm2)} · {counted}")
     print(f"{'files':<9}{' · '.join(files)}")
     return 0
