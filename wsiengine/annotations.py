@@ -203,7 +203,8 @@ def tile_annotations(
     limit = np.array([*lattice.slide_l0.shape, *lattice.slide_l0.shape])
     y0, x0, y1, x1 = np.clip(np.round(np.asarray(boxes_l0, np.float64), 2), 0, limit).T
     tiles = shapely.normalize(shapely.box(x0, y0, x1, y1))
-    ids = make_ids(tiles, class_names, run)
+    # "tile": a region may be one tile, of that class, and stand in the same file
+    ids = make_ids(tiles, class_names, (run[0], f"{run[1]} tile"))
     columns = {f"Probability {name}": np.asarray(column, np.float64).tolist() for name, column in probabilities.items()}
     return [
         Annotation(

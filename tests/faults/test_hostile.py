@@ -12,7 +12,7 @@ from tests.fakes import position_pixels
 from tests.faults.hostile import DIFFERENT, READ, READERS, UNREADABLE, Sound, examine, sound, warm_up
 from tests.faults.mutants import Mutant, Original, mutate, originals
 from wsiengine.errors import SlideError, UnreadableSlide
-from wsiengine.geometry import Size
+from wsiengine.geometry import Box, Size
 from wsiengine.slides import open_slide
 from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
 
@@ -84,6 +84,25 @@ def test_damage_is_confined_to_the_file_tile_whose_bytes_it_hit(files: dict[str,
     verdict = examine(place, original, mutant, _known(path, original))
     assert verdict.good, str(verdict)
     assert verdict.outcomes[0] in (DIFFERENT, UNREADABLE)
+
+
+@pytest.mark.parametrize(("side", "tag"), [(None, 273), (None, 279), (64, 324), (64, 325)])
+def test_pixels_that_are_not_in_the_file_are_never_black(tmp_path: Path, side: int | None, tag: int) -> None:
+    path = tmp_path / "holes.tif"
+    layout = {"tile": (side, side)} if side else {"rowsperstrip": 64}
+    tifffile.imwrite(path, position_pixels(301, 403), photometric="rgb", compression="zlib", **layout)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        values = list(tiff.pages[0].tags[tag].value)
+        values[2] = 0
+        tiff.pages[0].tags[tag].overwrite(values)
+    for reader in (None, "direct", "openslide", "flat", "tiffslide"):
+        try:
+            with open_slide(path, reader=reader) as slide:
+                pixels = slide.read_level(0, Box(0, 0, 301, 403))
+        except SlideError:
+            continue
+        differs = (pixels != position_pixels(301, 403)).any(axis=2)
+        assert (pixels[differs] == 255).all()  # OpenSlide: what was never scanned is glass
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])

@@ -85,6 +85,8 @@ def _open_tiff(path: str) -> FlatReader | None:
 def _decoded(page: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
     """The pixels of a page."""
     hint = "the file is damaged: copy it again from its origin."
+    if 0 in page.dataoffsets or 0 in page.databytecounts:  # tifffile would make them black
+        raise UnreadableSlide(f"{path} lacks some of its pixels.", hint=hint)
     try:
         pixels: np.ndarray = page.asarray()
     except Exception as error:  # tifffile and its codecs meet damage with errors of any type

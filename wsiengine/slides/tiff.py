@@ -105,8 +105,11 @@ def first_page_is_the_slide(path: str) -> bool:
 
     It takes the first page, which in OME-TIFF and QPTIFF can be one channel of many, and cuts 16 bits down to 8.
     """
-    with open_tiff(path) as tiff:
-        return not (tiff.is_ome or tiff.is_qpi or tiff.is_imagej) and tiff.pages.first.bitspersample == 8
+    try:
+        with open_tiff(path) as tiff:
+            return not (tiff.is_ome or tiff.is_qpi or tiff.is_imagej) and tiff.pages.first.bitspersample == 8
+    except tifffile.TiffFileError:
+        return False  # nobody knows what the page is
 
 
 def _level_pages(tiff: tifffile.TiffFile) -> list[_Page]:

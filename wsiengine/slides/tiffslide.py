@@ -27,7 +27,7 @@ def open_tiffslide(path: str) -> "TiffSlideReader | None":
             series = tiff.series[0]
             sizes = dict(zip(series.axes, series.shape, strict=True))
             rgb_like = series.axes in ("YXS", "CYX") and 3 in (sizes.get("S"), sizes.get("C"))
-            if not rgb_like or series.dtype != np.uint8:
+            if not rgb_like or series.dtype != np.uint8 or _lacks_pixels(series):
                 return None
             kind = "QPTIFF" if tiff.is_qpi else "OME-TIFF" if tiff.is_ome else "Aperio SVS" if tiff.is_svs else "TIFF"
             channels = _channels(
@@ -37,6 +37,16 @@ def open_tiffslide(path: str) -> "TiffSlideReader | None":
         return TiffSlideReader(path, kind, channels, stated)
     except _DAMAGE:
         return None  # what the file is instead will be said by the refusal
+
+
+def _lacks_pixels(series: tifffile.TiffPageSeries) -> bool:
+    """Whether parts are not in the file: they would be black, without a word."""
+    return any(
+        0 in page.dataoffsets or 0 in page.databytecounts
+        for level in series.levels
+        for page in level.pages
+        if page is not None
+    )
 
 
 class TiffSlideReader:
