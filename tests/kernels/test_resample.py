@@ -79,12 +79,16 @@ def test_second_opinion_opencv():
         assert np.abs(resampled(src, (0, 0), (ratio, ratio), (0, 0), shape) - theirs).max() <= 1
 
 
-@pytest.mark.parametrize("layout", ["mirrored", "transposed", "every second column"])
+@pytest.mark.parametrize("layout", ["mirrored", "upside down", "transposed", "every second column", "one row repeated"])
 def test_odd_layouts(layout):
     big = picture(40, 40)
-    view = {"mirrored": big[::-1, ::-1], "transposed": big.transpose(1, 0, 2), "every second column": big[:, ::2]}[
-        layout
-    ]
+    view = {
+        "mirrored": big[::-1, ::-1],
+        "upside down": big[::-1],
+        "transposed": big.transpose(1, 0, 2),
+        "every second column": big[:, ::2],
+        "one row repeated": np.broadcast_to(big[7], big.shape),
+    }[layout]
     shape = (view.shape[0] // 2, view.shape[1] // 2)
     got = resampled(view, (0, 0), (2, 2), (0, 0), shape)
     assert np.array_equal(got, resampled(np.ascontiguousarray(view), (0, 0), (2, 2), (0, 0), shape))
