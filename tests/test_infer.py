@@ -20,6 +20,7 @@ from wsiengine.errors import (
     MemoryLimitError,
     NothingToAnalyse,
     OutputConflict,
+    OutputError,
     OutputInUse,
     RegionError,
     UnreadableSlide,
@@ -133,6 +134,16 @@ def test_a_finished_run_is_not_run_again(slide: Path, tmp_path: Path, monkeypatc
     infer(slide, "planted", tmp_path / "out", listener=lambda e: notes.append(str(e.data)))
     assert "Already finished" in notes[0]
     assert _bytes(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("gone", ["annotations.geojson", "probability.zarr"])
+def test_a_finished_run_that_lost_a_file_is_not_called_finished(slide: Path, tmp_path: Path, gone: str) -> None:
+    result = infer(slide, "planted", tmp_path / "out", overlap=0.0)
+    (tmp_path / "out" / gone).rename(tmp_path / gone)
+    with pytest.raises(OutputError, match=f"no longer its {gone}"):
+        infer(slide, "planted", tmp_path / "out", overlap=0.0)
+    with pytest.raises(OutputError, match=gone):
+        _ = result.annotations
 
 
 def test_another_runs_folder_is_refused_with_the_difference(slide: Path, tmp_path: Path) -> None:

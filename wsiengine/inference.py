@@ -16,7 +16,7 @@ from wsiengine.finishing import Finish, make_annotations, summarise, write_annot
 from wsiengine.grid import blocks_of
 from wsiengine.job import BlockScores
 from wsiengine.journal import Journal, Recovered, in_words
-from wsiengine.output import Workspace, refuse_other
+from wsiengine.output import Workspace, refuse_gaps, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
 from wsiengine.result import Result
@@ -88,6 +88,7 @@ def infer(
     with Workspace(folder, subject.identity, overwrite=overwrite) as space:
         if space.finished is not None:
             refuse_other(folder, space.finished.get("finish", {}), settings, "a finished run", _REDRAW)
+            refuse_gaps(folder, space.finished.get("files", []))
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
         else:
             _run(subject, (space, outputs or Outputs()), client, listener, watch)

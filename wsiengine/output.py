@@ -8,7 +8,7 @@ before its first record, all results before ``run.json``, ``run.json`` before th
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -216,6 +216,16 @@ def refuse_other(
         f"{folder} holds {what} with other settings: {details}.",
         hint=hint,
     )
+
+
+def refuse_gaps(folder: Path, files: Iterable[str]) -> None:
+    """Raise :class:`OutputError` where somebody has taken away a file of a finished run."""
+    gone = [name for name in files if not (folder / name).exists()]
+    if gone:
+        raise OutputError(
+            f"{folder} holds a finished run, but no longer its {', '.join(gone)}.",
+            hint="`wsiengine export` makes annotations anew from probability.zarr; --overwrite runs everything again.",
+        )
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

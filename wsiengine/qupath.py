@@ -137,6 +137,9 @@ def read_geojson(path: Path, *, offset_l0: tuple[float, float] = (0, 0)) -> list
     Args:
         path: ``….geojson`` or ``….geojson.gz``.
         offset_l0: (y, x) added to all coordinates: what :func:`write_geojson` subtracted.
+
+    Raises:
+        OutputError: A file is missing or is no JSON.
     """
     path = Path(path)
     stem, suffix = _split_name(path)
@@ -144,8 +147,12 @@ def read_geojson(path: Path, *, offset_l0: tuple[float, float] = (0, 0)) -> list
     part, number = path, 1
     while number == 1 or part.exists():
         opener = gzip.open if suffix.endswith(".gz") else open
-        with opener(part, "rb") as file:
-            content = json.load(file)
+        try:
+            with opener(part, "rb") as file:
+                content = json.load(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{part} cannot be read: {reason}.", hint="`wsiengine export` writes it anew.") from error
         features = content["features"] if isinstance(content, dict) else content
         found += [_parse(feature, offset_l0) for feature in features]
         number += 1

@@ -148,7 +148,7 @@ def open_store(path: Path) -> Stored:
                 root["0"],
                 root["truth/scores"],
                 root["truth/analysed"],
-                dict(root.attrs).get("wsiengine", {}),  # type: ignore[arg-type]
+                dict(root.attrs)["wsiengine"],  # type: ignore[arg-type]
             )
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise OutputError(
