@@ -30,6 +30,9 @@ def _in_words(error: Exception) -> tuple[str, str | None]:
     if isinstance(error, ModuleNotFoundError) and error.name:
         hint = 'install wsiengine again: pip install "wsiengine[cpu]" (or [gpu]); `wsiengine doctor` lists its parts.'
         return f"the Python package {error.name} is missing or broken: {error}.", hint
+    if isinstance(error, MemoryError):
+        hint = "close other programs, set --memory-limit, or check that the slide is sound."
+        return f"the machine has not enough memory: {error or 'it could not be had'}.", hint
     hint = "run it again with --debug and report what it prints: this is a fault of wsiengine."
     return f"unexpected {type(error).__name__}: {error}", hint
 

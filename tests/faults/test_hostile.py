@@ -44,7 +44,7 @@ def test_mutants(files: dict[str, Path], tmp_path: Path, name: str) -> None:
     known = _known(files[name], original)
     assert any(known.values())
     place = tmp_path / f"mutant{files[name].suffix}"
-    for seed in range(EACH):
+    for seed in range(EACH if "2000" not in name else 3):  # JPEG 2000 takes its time
         mutant = mutate(original, seed)
         place.write_bytes(mutant.data)
         verdict = examine(place, original, mutant, known)
@@ -103,6 +103,15 @@ def test_pixels_that_are_not_in_the_file_are_never_black(tmp_path: Path, side: i
             continue
         differs = (pixels != position_pixels(301, 403)).any(axis=2)
         assert (pixels[differs] == 255).all()  # OpenSlide: what was never scanned is glass
+
+
+def test_a_height_from_nowhere_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "tall.tif"
+    tifffile.imwrite(path, position_pixels(301, 403), photometric="rgb", compression="zlib", rowsperstrip=64)
+    _with_tag(path, 0, 257, (1 << 32) - 1)
+    for reader in (None, "direct", "openslide", "flat", "tiffslide"):
+        with pytest.raises(SlideError):
+            open_slide(path, reader=reader)
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])

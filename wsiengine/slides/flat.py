@@ -11,7 +11,7 @@ from wsiengine.errors import UnreadableSlide, UnsupportedSlide
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.slides.base import SlideInfo, levels_of
 from wsiengine.slides.sources import open_tiff
-from wsiengine.slides.tiff import MAGICS, page_resolution
+from wsiengine.slides.tiff import MAGICS, lacks_pixels, page_resolution
 from wsiengine.slides.white import over_white
 
 MOST_PX = 100_000_000  # 300 MB of colour; larger images belong into tiles
@@ -85,7 +85,7 @@ def _open_tiff(path: str) -> FlatReader | None:
 def _decoded(page: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
     """The pixels of a page."""
     hint = "the file is damaged: copy it again from its origin."
-    if 0 in page.dataoffsets or 0 in page.databytecounts:  # tifffile would make them black
+    if lacks_pixels(page):
         raise UnreadableSlide(f"{path} lacks some of its pixels.", hint=hint)
     try:
         pixels: np.ndarray = page.asarray()

@@ -1,5 +1,6 @@
 """The structure of a tiled TIFF, parsed once: where every tile lies and how it is packed. No pixels are read here."""
 
+import math
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
@@ -110,6 +111,11 @@ def first_page_is_the_slide(path: str) -> bool:
             return not (tiff.is_ome or tiff.is_qpi or tiff.is_imagej) and tiff.pages.first.bitspersample == 8
     except tifffile.TiffFileError:
         return False  # nobody knows what the page is
+
+
+def lacks_pixels(page: _Page) -> bool:
+    """Whether parts of a page are not in the file: tifffile would make them black, without a word."""
+    return 0 in page.dataoffsets or 0 in page.databytecounts or len(page.dataoffsets) < math.prod(page.chunked)
 
 
 def _level_pages(tiff: tifffile.TiffFile) -> list[_Page]:

@@ -14,7 +14,7 @@ from wsiengine.errors import UnreadableSlide
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.slides.base import SlideInfo, levels_of
 from wsiengine.slides.sources import open_tiff
-from wsiengine.slides.tiff import ome_mpp
+from wsiengine.slides.tiff import lacks_pixels, ome_mpp
 
 _DAMAGE = Exception  # its many parts (tifffile, zarr, fsspec, codecs) meet damage with errors of any type
 _COLOURS = {"red", "green", "blue", "r", "g", "b"}
@@ -27,7 +27,7 @@ def open_tiffslide(path: str) -> "TiffSlideReader | None":
             series = tiff.series[0]
             sizes = dict(zip(series.axes, series.shape, strict=True))
             rgb_like = series.axes in ("YXS", "CYX") and 3 in (sizes.get("S"), sizes.get("C"))
-            if not rgb_like or series.dtype != np.uint8 or _lacks_pixels(series):
+            if not rgb_like or series.dtype != np.uint8 or _incomplete(series):
                 return None
             kind = "QPTIFF" if tiff.is_qpi else "OME-TIFF" if tiff.is_ome else "Aperio SVS" if tiff.is_svs else "TIFF"
             channels = _channels(
@@ -39,14 +39,8 @@ def open_tiffslide(path: str) -> "TiffSlideReader | None":
         return None  # what the file is instead will be said by the refusal
 
 
-def _lacks_pixels(series: tifffile.TiffPageSeries) -> bool:
-    """Whether parts are not in the file: they would be black, without a word."""
-    return any(
-        0 in page.dataoffsets or 0 in page.databytecounts
-        for level in series.levels
-        for page in level.pages
-        if page is not None
-    )
+def _incomplete(series: tifffile.TiffPageSeries) -> bool:
+    return any(lacks_pixels(page) for level in series.levels for page in level.pages if page is not None)
 
 
 class TiffSlideReader:
