@@ -11,9 +11,13 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.faults.hostile import Verdict
+    from tests.faults.mutants import Mutant
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -39,41 +43,62 @@ def main() -> int:
 
 def campaign(args: argparse.Namespace, folder: Path, shared: Path | None) -> tuple[str, int]:
     """All mutants, file by file → table, number of failures."""
-    from tests.faults.hostile import NAMES, READERS, examine, sound, warm_up
+    from tests.faults.hostile import READERS, examine, sound, warm_up
     from tests.faults.mutants import Original, mutate, originals
 
     paths = [path for path in originals(folder, shared) if not args.only or args.only in path.name]
     warm_up(folder / "jpeg-svs.svs")
     total = 40 if args.quick else args.mutants
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    kinds: Counter[str] = Counter()
-    failures, began = 0, time.perf_counter()
-    for number, path in enumerate(paths):
-        original = Original.load(path)
-        known = {reader: sound(path, original, reader) for reader in READERS if reader != "run"}
-        for seed in range(args.seed, args.seed + total // len(paths) + (number < total % len(paths))):
-            mutant = mutate(original, seed)
+    tally = Tally(args.keep)
+    try:
+        for number, path in enumerate(paths):
+            original = Original.load(path)
+            known = {reader: sound(path, original, reader) for reader in READERS if reader != "run"}
             place = folder / f"mutant{path.suffix}"
-            place.write_bytes(mutant.data)
-            verdict = examine(place, original, mutant, known)
-            kinds[mutant.kind] += 1
-            for reader, outcome in zip(READERS, verdict.outcomes, strict=True):
-                counts[reader or "chosen"][NAMES[outcome]] += 1
-            if not verdict.good:
-                failures += 1
-                print(f"FAILED {path.name} seed {seed} ({mutant.kind}): {verdict}", flush=True)
-                if args.keep:
-                    args.keep.mkdir(parents=True, exist_ok=True)
-                    (args.keep / f"{path.stem}-{seed}{path.suffix}").write_bytes(mutant.data)
-        print(f"{path.name}: {sum(kinds.values())} done, {time.perf_counter() - began:.0f} s", flush=True)
-    return _table(counts, kinds, failures), failures
+            for seed in range(args.seed, args.seed + total // len(paths) + (number < total % len(paths))):
+                mutant = mutate(original, seed)
+                place.write_bytes(mutant.data)
+                tally.add(path, seed, mutant, examine(place, original, mutant, known))
+            print(f"{path.name}: {tally.done:,} of {total:,} done, {tally.failures} failures", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what was done so far", flush=True)
+    return _table(tally), tally.failures
 
 
-def _table(counts: dict[str, Counter[str]], kinds: Counter[str], failures: int) -> str:
+class Tally:
+    """Outcomes by reader, and kinds of mutants."""
+
+    def __init__(self, keep: Path | None) -> None:
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self.kinds: Counter[str] = Counter()
+        self.failures = 0
+        self._keep = keep
+
+    @property
+    def done(self) -> int:
+        return sum(self.kinds.values())
+
+    def add(self, path: Path, seed: int, mutant: "Mutant", verdict: "Verdict") -> None:
+        from tests.faults.hostile import NAMES, READERS
+
+        self.kinds[mutant.kind] += 1
+        for reader, outcome in zip(READERS, verdict.outcomes, strict=True):
+            self.counts[reader or "chosen"][NAMES[outcome]] += 1
+        if verdict.good:
+            return
+        self.failures += 1
+        print(f"FAILED {path.name} seed {seed} ({mutant.kind}): {verdict}", flush=True)
+        if self._keep:
+            self._keep.mkdir(parents=True, exist_ok=True)
+            (self._keep / f"{path.stem}-{seed}{path.suffix}").write_bytes(mutant.data)
+
+
+def _table(tally: Tally) -> str:
     from tests.faults.hostile import NAMES
 
+    counts, kinds = tally.counts, tally.kinds
     seen = [name for name in NAMES if any(name in count for count in counts.values())]
-    lines = [f"{sum(kinds.values()):,} mutants, {failures} failures", ""]
+    lines = [f"{tally.done:,} mutants, {tally.failures} failures", ""]
     lines += ["| outcome | " + " | ".join(counts) + " |", "|---|" + "--:|" * len(counts)]
     lines += [f"| {name} | " + " | ".join(f"{count[name]:,}" for count in counts.values()) + " |" for name in seen]
     return "\n".join([*lines, "", "Mutations: " + ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common()) + "."])
