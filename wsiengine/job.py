@@ -94,6 +94,8 @@ def score_block(job: Job, block: Block) -> BlockScores:
     pixels = job.normaliser.apply(pixels, box)
     normalised = time.perf_counter()
     corners = block.origins_px(grid) - (box.y0, box.x0)
+    if job.normaliser.tile_steps:
+        pixels, corners = _tile_by_tile(job, pixels, corners)
     try:
         values = _window_scores(job, pixels, corners) if job.dense else job.runtime.scores(pixels, corners)
     except ScoreError as error:
@@ -135,6 +137,16 @@ def _box_px(job: Job, block: Block) -> Box:
     if not job.dense or dense is None:
         return block.box_px(job.grid)
     return block_box_px(block.tiles, job.grid).grow(dense.halo_px)
+
+
+def _tile_by_tile(job: Job, pixels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tiles of a block after the recipe's steps on each by itself: one below the other, with their new corners."""
+    side = job.grid.tile_px
+    column = np.empty((len(corners) * side, side, 3), np.uint8)
+    for index, (y, x) in enumerate(corners.tolist()):
+        tile = pixels[y : y + side, x : x + side]
+        column[index * side : (index + 1) * side] = job.normaliser.apply_to_tile(tile)
+    return column, np.stack([np.arange(len(corners)) * side, np.zeros(len(corners), np.int64)], axis=1)
 
 
 def _window_scores(job: Job, pixels: np.ndarray, corners_px: np.ndarray) -> np.ndarray:

@@ -14,10 +14,22 @@ import numpy as np
 
 from wsiengine.errors import PlanError
 from wsiengine.geometry import Box, Mpp
-from wsiengine.recipe import Recipe, parse_recipe
+from wsiengine.recipe import TILE_STEPS, Recipe, parse_recipe
 from wsiengine.sampling import sample_slide
 from wsiengine.slides.base import Slide
-from wsiengine.steps import KINDS, BackgroundStep, ClaheStep, DensityStep, LinearStep, Numbers, ReinhardStep, Step
+from wsiengine.steps import (
+    KINDS,
+    BackgroundStep,
+    ClaheStep,
+    DensityStep,
+    LinearStep,
+    Numbers,
+    ReinhardStep,
+    Step,
+    TileClaheStep,
+    TileStep,
+    TileWhitenStep,
+)
 from wsikernels.clahe_stain import stain_channel
 from wsikernels.lab import lab_of_rgb, levels_of_rgb
 from wsikernels.published import GREY_MATRIX, colour_moments, demean_terms, whiten_terms
@@ -60,6 +72,7 @@ class Normaliser:
     steps: tuple[Step, ...] = ()
     fit: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tile_steps: tuple[TileStep, ...] = ()
 
     @property
     def halo_px(self) -> int:
@@ -88,12 +101,18 @@ class Normaliser:
             pixels = step.apply(pixels, box_px.grow(remaining))
         return pixels
 
+    def apply_to_tile(self, tile: np.ndarray) -> np.ndarray:
+        """What the recipe does to each tile by itself, after :meth:`apply`: (side, side, 3) uint8 → the same."""
+        for step in self.tile_steps:
+            tile = step.apply(np.ascontiguousarray(tile))
+        return tile
+
     def to_json(self) -> str:
         """Everything, as one line of JSON; the same text for the same normaliser."""
         facts = {
             "version": 1,
             "recipe": [dict(step) for step in self.recipe.steps],
-            "steps": [{"kind": step.kind, **asdict(step)} for step in self.steps],  # type: ignore[call-overload]
+            "steps": [_facts(step) for step in (*self.steps, *self.tile_steps)],
             "fit": dict(self.fit),
             "notes": list(self.notes),
         }
@@ -109,7 +128,14 @@ class Normaliser:
         for stored in facts["steps"]:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "kind"}
             steps.append(KINDS[stored["kind"]](**values))
-        return cls(Recipe(tuple(facts["recipe"])), tuple(steps), facts["fit"], tuple(facts["notes"]))
+        slide_steps = tuple(step for step in steps if not isinstance(step, TileStep))
+        tile_steps = tuple(step for step in steps if isinstance(step, TileStep))
+        recipe = Recipe(tuple(facts["recipe"]))
+        return cls(recipe, slide_steps, facts["fit"], tuple(facts["notes"]), tile_steps)
+
+
+def _facts(step: Any) -> dict[str, Any]:
+    return {"kind": step.kind, **asdict(step)}
 
 
 def fit_normaliser(recipe: Recipe, slide: Slide, tissue: Any, mpp: Mpp) -> Normaliser:
@@ -130,8 +156,16 @@ def fit_normaliser(recipe: Recipe, slide: Slide, tissue: Any, mpp: Mpp) -> Norma
     sample = sample_slide(slide, tissue.mask, tissue.mpp)
     fitting = _Fitting(sample.tissue, sample.glass, mpp)
     for step in recipe.steps:
-        fitting.add(step)
-    return Normaliser(recipe, tuple(fitting.steps), fitting.found, tuple(fitting.notes))
+        if step["step"] not in TILE_STEPS:
+            fitting.add(step)
+    tile_steps = tuple(_tile_step(step) for step in recipe.steps if step["step"] in TILE_STEPS)
+    return Normaliser(recipe, tuple(fitting.steps), fitting.found, tuple(fitting.notes), tile_steps)
+
+
+def _tile_step(step: Mapping[str, Any]) -> TileStep:
+    if step["step"] == "tile_clahe":
+        return TileClaheStep(float(step["clip"]), step["grid"])
+    return TileWhitenStep(step["mode"] == "pca")
 
 
 class _Fitting:

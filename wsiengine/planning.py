@@ -191,7 +191,8 @@ def block_bytes(plan: Plan, side: int) -> int:
     """Pixels of one block in memory: as read from the best level, resampled, and normalised."""
     grid = plan.grid
     side_px = (min(side, max(grid.shape)) - 1) * grid.stride_px + grid.tile_px
-    return int(3 * _with_halo(plan, side_px) ** 2 * (source_px_per_px(plan) + 2))
+    by_tile = 3 * (side * grid.tile_px) ** 2 if plan.job and plan.job.normaliser.tile_steps else 0
+    return int(3 * _with_halo(plan, side_px) ** 2 * (source_px_per_px(plan) + 2)) + by_tile
 
 
 def _with_halo(plan: Plan, side_px: int) -> int:

@@ -30,6 +30,7 @@ from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.normalise import Normaliser, Recipe, fit_normaliser, parse_recipe
 from wsiengine.planning import Options, Plan, choose_tiles, lattice_for, make_plan
+from wsiengine.recipe import TILE_STEPS
 from wsiengine.regions import load_region, points_inside, rasterise
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
@@ -158,10 +159,10 @@ def identify(request: Request) -> Subject:
             f"The slide has {lattice.slide_mpp}, {card.name} was made for {lattice.mpp}: its pixels are enlarged."
         )
     grid = TileGrid.cover(lattice, card.input.size_px, request.overlap)
-    mode = _choose_mode(request.mode, card, grid)
     region = _load(request.region, slide, "--region")
     mask = None if str(request.tissue) in ("auto", "none") else _load(request.tissue, slide, "--tissue")
     recipe = parse_recipe(request.normalise if request.normalise is not None else card.recipe)
+    mode = _choose_mode(request.mode, card, grid, recipe)
     runtime = Runtime(card, device=request.device, batch_size=request.batch_size)
     fingerprint = slide.fingerprint()
     identity = {
@@ -228,7 +229,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
     return Prepared(make_plan(plan), tissue, normaliser, {"tissue": found - started, "stain fit": fitted - found})
 
 
-def _choose_mode(asked: str, card: Card, grid: TileGrid) -> str:
+def _choose_mode(asked: str, card: Card, grid: TileGrid, recipe: Recipe) -> str:
     """``tiles`` or ``dense``.
 
     Raises:
@@ -237,6 +238,13 @@ def _choose_mode(asked: str, card: Card, grid: TileGrid) -> str:
     """
     if asked not in ("tiles", "dense", "auto"):
         raise PlanError(f"There is no mode {asked!r}.", hint="tiles, dense or auto.")
+    if any(step["step"] in TILE_STEPS for step in recipe.steps):
+        if asked == "dense":
+            raise PlanError(
+                f"The recipe {recipe} changes each tile by itself, and dense windows have no tiles.",
+                hint="--mode tiles.",
+            )
+        return "tiles"
     if asked == "dense" or (asked == "auto" and card.dense is not None):
         side = dense_block_tiles(card, grid)
         box = block_box_px(Box(0, 0, side, side), grid).grow(card.dense.halo_px if card.dense else 0)

@@ -42,9 +42,13 @@ _DEFAULTS: dict[str, Settings] = {
     "whiten": {"mode": "channel"},
     "background": {"sigma_um": 50.0},
     "clahe": {"region_um": 64.0, "clip": 2.0, "channel": "lab"},
+    "tile_clahe": {"clip": 2.0, "grid": 8},
+    "tile_whiten": {"mode": "channel"},
 }
 _CHOICES = {"stains": ("he", "hdab"), "mode": ("channel", "pca"), "channel": ("lab", "haematoxylin")}
 _NARROWEST_DEG = 8  # between the two vectors of a target
+# Steps of published studies that look at each tile by itself: seams and all, after every step that knows the slide.
+TILE_STEPS = ("tile_clahe", "tile_whiten")
 STAIN_STEPS = ("macenko", "vahadane", "standard", "reinhard")
 
 
@@ -77,7 +81,7 @@ def parse_recipe(steps: Sequence[Mapping[str, Any]] | str) -> Recipe:
         names = " + ".join(step["step"] for step in parsed)
         raise kind(
             f"the recipe {names} cannot be applied: one stain step first, then grey, demean, whiten, background, "
-            "and CLAHE last, each once.",
+            "CLAHE, and last what is done tile by tile, each once.",
             hint="for example macenko+clahe.",
         )
     return Recipe(parsed)
@@ -135,6 +139,8 @@ def _check(name: str, key: str, value: Any, kind: type[WsiError]) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (number and math.isfinite(value) and value > 0):
             raise kind(f"{name}: {key} must be a number above zero, not {value!r}.")
+    if key == "grid" and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 64):
+        raise kind(f"{name}: grid must be a whole number from 1 to 64, not {value!r}.")
     if key == "residual" and not isinstance(value, bool):
         raise kind(f"{name}: residual must be true or false, not {value!r}.")
 

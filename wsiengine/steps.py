@@ -1,7 +1,7 @@
 """The fitted steps of a normaliser: numbers from the fit, pixels from the kernels.
 
-Every step is a function of a pixel, or of its neighbourhood on a grid fixed to the slide: a pixel has the same value in
-whichever block it is computed.
+Every :class:`Step` is a function of a pixel, or of its neighbourhood on a grid fixed to the slide: a pixel has the same
+value in whichever block it is computed. A :data:`TileStep` is a function of one whole tile.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ import numpy as np
 
 from wsiengine.geometry import Box
 from wsikernels.clahe import clahe_lab, margin_px
+from wsikernels.clahe_plain import clahe_image_lab
 from wsikernels.clahe_stain import clahe_haematoxylin
-from wsikernels.published import apply_linear, background_margin_px, subtract_background
+from wsikernels.published import apply_linear, background_margin_px, subtract_background, whiten_tile
 from wsikernels.reinhard import apply_reinhard
 from wsikernels.stain import DensityTables, apply_density
 
@@ -111,6 +112,32 @@ class ClaheStep:
         return clahe_haematoxylin(pixels, corner, self.region_px, self.clip, self.glass, inner, vectors)
 
 
+@dataclass(frozen=True, slots=True)
+class TileClaheStep:
+    """CLAHE of a tile by itself on L of Lab, as OpenCV's ``createCLAHE(clip, (grid, grid))`` on L defines it."""
+
+    clip: float
+    grid: int
+    kind: ClassVar[str] = "tile_clahe"
+
+    def apply(self, tile: np.ndarray) -> np.ndarray:
+        return clahe_image_lab(tile, self.clip, (self.grid, self.grid))
+
+
+@dataclass(frozen=True, slots=True)
+class TileWhitenStep:
+    """Whitening of a tile by its own mean and spread."""
+
+    pca: bool
+    kind: ClassVar[str] = "tile_whiten"
+
+    def apply(self, tile: np.ndarray) -> np.ndarray:
+        return whiten_tile(tile, self.pca)
+
+
+TileStep = TileClaheStep | TileWhitenStep
+
 KINDS: dict[str, type] = {
-    step.kind: step for step in (DensityStep, ReinhardStep, LinearStep, BackgroundStep, ClaheStep)
+    step.kind: step
+    for step in (DensityStep, ReinhardStep, LinearStep, BackgroundStep, ClaheStep, TileClaheStep, TileWhitenStep)
 }
