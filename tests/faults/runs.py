@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,9 @@ def fork(work: Callable[[], None]) -> int:
     Forked, as importing everything takes ten times as long as the run. The child holds the interpreter alone: it must
     be forked while this process has no threads at work.
     """
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # later Pythons warn of any thread, idle ones too
+        pid = os.fork()
     if pid:
         return pid
     code = 1

@@ -14,6 +14,8 @@ import pytest
 
 from tests.faults.runs import COMMAND, TILES, contents, environment, run
 
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons, of forking
+
 NOWHERE = "/proc/nowhere"  # nobody can write there, not even root
 
 
