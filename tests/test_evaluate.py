@@ -80,6 +80,13 @@ def test_bootstrap_draws_cases_not_rows():
     assert evaluate.case_bootstrap(lambda i: float(value[i].mean()), cases) == by_case  # the same draws every time
 
 
+def test_bootstrap_takes_cases_whole():
+    """One case of unlike rows has one mean, however often it is drawn."""
+    value, cases = np.array([0.0, 1.0, 5.0]), np.array(["a", "a", "a"])
+    found = evaluate.case_bootstrap(lambda i: float(value[i].mean()), cases)
+    assert (found.low, found.value, found.high) == (2.0, 2.0, 2.0)
+
+
 def test_bootstrap_keeps_strata():
     value, cases = np.array([0.0, 0, 0, 1]), np.array(["a", "b", "c", "d"])
     fixed = evaluate.case_bootstrap(lambda i: float(value[i].mean()), cases, value)

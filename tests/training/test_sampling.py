@@ -45,6 +45,13 @@ def test_classes_come_up_alike_and_negatives_have_no_class(pixels):
     assert np.nanmin(covered[batch.labels >= 0]) >= 0.14
 
 
+def test_polyps_train_the_normal_output(pixels):
+    polyps = [p for p in pixels if p.field.label == "Polyp"]
+    others = [p for p in pixels if p.field.label not in ("Polyp", "Normal")]
+    batch = sampler(polyps + others, seed=1).batch(0, 60, 64)
+    assert (batch.labels == 0).sum() > 8
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_view_moves_mask_and_pixels_alike(mirrored):
     image, mask = draw(190, 230, seed=9)
