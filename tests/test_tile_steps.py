@@ -84,6 +84,32 @@ def test_a_stored_normaliser_does_the_same() -> None:
     assert len(again.tile_steps) == 2
 
 
+def test_deep_pictures_are_windowed_while_they_are_read(tmp_path: Path) -> None:
+    import pickle
+
+    from wsiengine.errors import UnsupportedSlide
+    from wsiengine.geometry import Box
+
+    deep = (np.add.outer(np.arange(150) * 20, np.arange(190) * 5)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    with pytest.raises(UnsupportedSlide, match="16 bits") as refused:
+        wsiengine.open_slide(tmp_path / "deep.png", mpp=1.0)
+    assert "window:low=0,high=4095" in (refused.value.hint or "")
+    slide = wsiengine.open_slide(tmp_path / "deep.png", mpp=1.0, window=(500, 3000))
+    expected = np.floor(np.clip((deep.astype(float) - 500) * 255 / 2500, 0, 255) + 0.5)
+    box = Box(0, 0, 150, 190)
+    np.testing.assert_array_equal(slide.read(box, Mpp.square(1.0))[..., 1], expected)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(slide)).read(box, Mpp.square(1.0))[..., 0], expected)
+    plan = wsiengine.plan(
+        tmp_path / "deep.png", "planted", mpp=1.0, tissue="none", normalise="window:low=500,high=3000+grey+tile_clahe"
+    )
+    assert plan.job
+    np.testing.assert_array_equal(plan.job.slide.read(box, Mpp.square(1.0))[..., 2], expected)
+    for wrong in ("window:low=5,high=5", "window:low=x", "grey+window"):
+        with pytest.raises(PlanError):
+            parse_recipe(wrong)
+
+
 def test_tile_steps_come_last_have_sane_settings_and_no_dense_windows(tmp_path: Path) -> None:
     for wrong in ("tile_clahe+grey", "tile_clahe:grid=0", "tile_clahe:clip=0", "tile_whiten:mode=none"):
         with pytest.raises(PlanError):

@@ -102,7 +102,7 @@ def score_images(
 
 
 def _score_image(card: Card, field: Field, runtime: Runtime) -> np.ndarray:
-    slide = open_slide(field.image, mpp=Mpp(*field.mpp_yx))
+    slide = open_slide(field.image, mpp=Mpp(*field.mpp_yx), window=parse_recipe(card.recipe).window)
     try:
         lattice = Lattice(slide.info.size_l0, Mpp(*field.mpp_yx), card.input.mpp, card.output_stride_px)
         side = card.input.size_px

@@ -14,7 +14,7 @@ import numpy as np
 
 from wsiengine.errors import PlanError
 from wsiengine.geometry import Box, Mpp
-from wsiengine.recipe import TILE_STEPS, Recipe, parse_recipe
+from wsiengine.recipe import READING_STEPS, TILE_STEPS, Recipe, parse_recipe
 from wsiengine.sampling import sample_slide
 from wsiengine.slides.base import Slide
 from wsiengine.steps import (
@@ -156,7 +156,7 @@ def fit_normaliser(recipe: Recipe, slide: Slide, tissue: Any, mpp: Mpp) -> Norma
     sample = sample_slide(slide, tissue.mask, tissue.mpp)
     fitting = _Fitting(sample.tissue, sample.glass, mpp)
     for step in recipe.steps:
-        if step["step"] not in TILE_STEPS:
+        if step["step"] not in (*READING_STEPS, *TILE_STEPS):
             fitting.add(step)
     tile_steps = tuple(_tile_step(step) for step in recipe.steps if step["step"] in TILE_STEPS)
     return Normaliser(recipe, tuple(fitting.steps), fitting.found, tuple(fitting.notes), tile_steps)

@@ -148,11 +148,12 @@ def identify(request: Request) -> Subject:
         WsiError: The slide, the model, the device or the region cannot be used.
     """
     warnings: list[str] = []
-    slide = _open(request, warnings)
+    card = load_model(request.model)
+    recipe = parse_recipe(request.normalise if request.normalise is not None else card.recipe)
+    slide = _open(request, recipe, warnings)
     if slide.info.channels:
         dyes = ", ".join(slide.info.channels)
         warnings.append(f"This is fluorescence ({dyes}), not stained tissue in transmitted light, as models expect it.")
-    card = load_model(request.model)
     lattice = lattice_for(slide.info, card)
     if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
         warnings.append(
@@ -161,7 +162,6 @@ def identify(request: Request) -> Subject:
     grid = TileGrid.cover(lattice, card.input.size_px, request.overlap)
     region = _load(request.region, slide, "--region")
     mask = None if str(request.tissue) in ("auto", "none") else _load(request.tissue, slide, "--tissue")
-    recipe = parse_recipe(request.normalise if request.normalise is not None else card.recipe)
     mode = _choose_mode(request.mode, card, grid, recipe)
     runtime = Runtime(card, device=request.device, batch_size=request.batch_size)
     fingerprint = slide.fingerprint()
@@ -253,10 +253,10 @@ def _choose_mode(asked: str, card: Card, grid: TileGrid, recipe: Recipe) -> str:
     return "tiles"
 
 
-def _open(request: Request, warnings: list[str]) -> Slide:
+def _open(request: Request, recipe: Recipe, warnings: list[str]) -> Slide:
     if not isinstance(request.slide, str | os.PathLike):
         return request.slide
-    slide = open_slide(request.slide, mpp=request.mpp)
+    slide = open_slide(request.slide, mpp=request.mpp, window=recipe.window)
     if request.mpp is not None:
         warnings.append(f"µm/px taken from --mpp: {request.mpp:g}, not from the file.")
     if request.on_bad_tile not in ("fail", "skip"):

@@ -33,6 +33,7 @@ TARGETS: dict[str, dict[str, Settings]] = {
 
 _STAIN: Settings = {"target": "builtin:he", "stains": "he", "residual": True}
 _DEFAULTS: dict[str, Settings] = {
+    "window": {"low": 0, "high": 65535},
     "macenko": _STAIN,
     "vahadane": _STAIN,
     "standard": _STAIN,
@@ -50,6 +51,7 @@ _NARROWEST_DEG = 8  # between the two vectors of a target
 # Steps of published studies that look at each tile by itself: seams and all, after every step that knows the slide.
 TILE_STEPS = ("tile_clahe", "tile_whiten")
 STAIN_STEPS = ("macenko", "vahadane", "standard", "reinhard")
+READING_STEPS = ("window",)  # done while a 12- or 16-bit picture is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ class Recipe:
     def __bool__(self) -> bool:
         return bool(self.steps)
 
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """Values of a 12- or 16-bit picture that become black and white; None for 8 bits."""
+        return next(((s["low"], s["high"]) for s in self.steps if s["step"] == "window"), None)
+
 
 def parse_recipe(steps: Sequence[Mapping[str, Any]] | str) -> Recipe:
     """A recipe from a card's list of steps or from a command line's text; ``none`` or nothing is the empty recipe.
@@ -77,11 +84,15 @@ def parse_recipe(steps: Sequence[Mapping[str, Any]] | str) -> Recipe:
     raw = _split(steps) if isinstance(steps, str) else list(steps)
     parsed = tuple(_step(step, kind) for step in raw)
     order = [list(_DEFAULTS).index(step["step"]) for step in parsed]
-    if order != sorted(order) or len(set(order)) < len(order) or sum(i < len(STAIN_STEPS) for i in order) > 1:
+    if (
+        order != sorted(order)
+        or len(set(order)) < len(order)
+        or sum(step["step"] in STAIN_STEPS for step in parsed) > 1
+    ):
         names = " + ".join(step["step"] for step in parsed)
         raise kind(
-            f"the recipe {names} cannot be applied: one stain step first, then grey, demean, whiten, background, "
-            "CLAHE, and last what is done tile by tile, each once.",
+            f"the recipe {names} cannot be applied: one stain step first (or a window before it), then grey, demean, "
+            "whiten, background, CLAHE, and last what is done tile by tile, each once.",
             hint="for example macenko+clahe.",
         )
     return Recipe(parsed)
@@ -127,6 +138,8 @@ def _step(step: Mapping[str, Any], kind: type[WsiError]) -> Settings:
     filled: Settings = {"step": name, **defaults, **step}
     for key, value in filled.items():
         _check(name, key, value, kind)
+    if name == "window" and filled["low"] >= filled["high"]:
+        raise kind(f"window: high must be above low, not {filled['high']:g} and {filled['low']:g}.")
     if "target" in filled:
         filled["target"] = _target(filled, kind)
     return filled
@@ -135,14 +148,19 @@ def _step(step: Mapping[str, Any], kind: type[WsiError]) -> Settings:
 def _check(name: str, key: str, value: Any, kind: type[WsiError]) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise kind(f"{name}: {key} must be {' or '.join(_CHOICES[key])}, not {value!r}.")
-    if key in ("clip", "region_um", "sigma_um"):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
-            raise kind(f"{name}: {key} must be a number above zero, not {value!r}.")
+    number = _is_number(value) and math.isfinite(value)
+    if key in ("clip", "region_um", "sigma_um") and not (number and value > 0):
+        raise kind(f"{name}: {key} must be a number above zero, not {value!r}.")
+    if key in ("low", "high") and not number:
+        raise kind(f"{name}: {key} must be a number, not {value!r}.")
     if key == "grid" and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 64):
         raise kind(f"{name}: grid must be a whole number from 1 to 64, not {value!r}.")
     if key == "residual" and not isinstance(value, bool):
         raise kind(f"{name}: residual must be true or false, not {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _target(step: Settings, kind: type[WsiError]) -> Settings:

@@ -147,7 +147,7 @@ def window_levels(raw: np.ndarray, low: float, high: float) -> np.ndarray:
     """
     if not (np.isfinite(low) and np.isfinite(high) and high > low):
         raise ValueError(f"the window must run from a number to a larger one, not from {low} to {high}")
-    values = (raw.astype(np.float64) - low) * (255 / (high - low))
+    values = (raw.astype(np.float64) - low) * 255 / (high - low)  # in this order a half is exact
     if np.isnan(values).any():
         raise ValueError("the picture holds NaN")
     return np.floor(np.clip(values, 0, 255) + 0.5).astype(np.uint8)

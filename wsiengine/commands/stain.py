@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from wsiengine.wording import slide_words
 
     recipe = parse_recipe(args.normalise)
-    slide = open_slide(args.slide, mpp=args.mpp)
+    slide = open_slide(args.slide, mpp=args.mpp, window=recipe.window)
     folder = args.output or Path(f"{Path(args.slide).stem}.stain")
     make_folder(folder)
     report = stain_report(slide, recipe, folder)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from wsiengine.errors import ResolutionError, SlideNotFound, UnreadableSlide
@@ -20,7 +21,11 @@ __all__ = ["Slide", "SlideInfo", "open_slide"]
 
 
 def open_slide(
-    path: str | os.PathLike[str], *, mpp: float | Mpp | None = None, reader: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    mpp: float | Mpp | None = None,
+    reader: str | None = None,
+    window: tuple[float, float] | None = None,
 ) -> WholeSlide:
     """Open a slide with the fastest way of reading that knows its format (``slide.info.reader`` names it).
 
@@ -28,6 +33,7 @@ def open_slide(
         path: File or fsspec URL.
         mpp: µm per level-0 pixel, overriding the file.
         reader: "direct", "openslide", "tiffslide" or "flat" to insist on one.
+        window: Of a 12- or 16-bit picture: the values that become black and white.
 
     Raises:
         SlideNotFound: No such file, or a folder.
@@ -39,6 +45,10 @@ def open_slide(
     given = _given(mpp)
     if not is_url(location):
         _check_file(Path(location))
+    if window is not None and reader in (None, "flat") and not is_url(location):
+        picture = open_flat(location, window)  # of the readers only this one knows more than 8 bits
+        if picture is not None:
+            return WholeSlide(location, picture, given, partial(_reopen, window=window))
     return WholeSlide(location, _choose(location, reader), given, _reopen)
 
 
@@ -52,8 +62,8 @@ def _given(mpp: float | Mpp | None) -> Mpp | None:
         raise ResolutionError(message, hint="40× scans have about 0.25 µm/px, 20× scans about 0.5.") from None
 
 
-def _reopen(path: str, mpp: Mpp | None, reader: str) -> WholeSlide:
-    return open_slide(path, mpp=mpp, reader=reader)
+def _reopen(path: str, mpp: Mpp | None, reader: str, window: tuple[float, float] | None = None) -> WholeSlide:
+    return open_slide(path, mpp=mpp, reader=reader, window=window)
 
 
 def _check_file(path: Path) -> None:

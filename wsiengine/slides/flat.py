@@ -36,17 +36,21 @@ class FlatReader:
         pass
 
 
-def open_flat(path: str) -> FlatReader | None:
-    """The image in memory, None where it is none of these formats or no 8-bit grey or colour image.
+def open_flat(path: str, window: tuple[float, float] | None = None) -> FlatReader | None:
+    """The image in memory, None where it is none of these formats or no grey or colour image.
+
+    Args:
+        path: Of the file.
+        window: Of a 16-bit image: the values that become black and white.
 
     Raises:
-        UnsupportedSlide: Too large to be held whole, or 16 bits deep.
+        UnsupportedSlide: Too large to be held whole, or 16 bits deep and no window given.
         UnreadableSlide: Damaged.
     """
     with Path(path).open("rb") as file:
         head = file.read(8)
     if head[:4] in MAGICS:
-        return _open_tiff(path)
+        return _open_tiff(path, window)
     if head != _PNG and not head.startswith(_JPEG):
         return None
     data = Path(path).read_bytes()
@@ -57,7 +61,7 @@ def open_flat(path: str) -> FlatReader | None:
         raise UnreadableSlide(
             f"{path} cannot be decoded: {error}.", hint="the file is damaged: copy it again from its origin."
         ) from error
-    return FlatReader(_as_rgb(pixels, path), kind)
+    return FlatReader(_as_rgb(pixels, path, window), kind)
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
@@ -66,7 +70,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
     return imagecodecs.jpeg8_decode(data)
 
 
-def _open_tiff(path: str) -> FlatReader | None:
+def _open_tiff(path: str, window: tuple[float, float] | None) -> FlatReader | None:
     try:
         with open_tiff(path) as tiff:
             if not tiff.pages:
@@ -79,7 +83,8 @@ def _open_tiff(path: str) -> FlatReader | None:
             mpp = page_resolution(page)
     except tifffile.TiffFileError:
         return None  # what is wrong with its structure is said by the refusal
-    return FlatReader(_as_rgb(np.moveaxis(pixels, 0, -1) if series.axes == "SYX" else pixels, path), "TIFF", mpp)
+    pixels = np.moveaxis(pixels, 0, -1) if series.axes == "SYX" else pixels
+    return FlatReader(_as_rgb(pixels, path, window), "TIFF", mpp)
 
 
 def _decoded(page: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
@@ -96,12 +101,17 @@ def _decoded(page: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
     return pixels
 
 
-def _as_rgb(pixels: np.ndarray, path: str) -> np.ndarray:
+def _as_rgb(pixels: np.ndarray, path: str, window: tuple[float, float] | None) -> np.ndarray:
     """(h, w, 1 or 3) uint8 of what a decoder gave."""
+    if window is not None and pixels.dtype.kind in "ui" and pixels.dtype.itemsize == 2:
+        from wsikernels.published import window_levels
+
+        pixels = window_levels(pixels, *window)
     if pixels.dtype != np.uint8:
         raise UnsupportedSlide(
             f"{path} has {pixels.dtype.itemsize * 8} bits per channel; 8 are needed.",
-            hint="convert it to 8-bit colour (in ImageJ: Image ▸ Type ▸ RGB Color).",
+            hint="give the values that become black and white, as in --normalise window:low=0,high=4095, or convert it "
+            "to 8-bit colour (in ImageJ: Image ▸ Type ▸ RGB Color).",
         )
     if pixels.shape[0] * pixels.shape[1] > MOST_PX:
         raise UnsupportedSlide(
