@@ -37,8 +37,9 @@ _UNGRADED = (
 )
 _INTENDED = (
     "Research on H&E-stained colorectal tissue. Not a medical device, not for diagnosis. The evidence comes from gland "
-    "fields of three laboratories; other tissue, stains and scanners were hardly seen, and normal mucosa and adenoma of another laboratory are easily "
-    "confused (docs/crc5.md). It recognises neither immunohistochemistry nor other organs for what they are."
+    "fields of three laboratories; other tissue, stains and scanners were hardly seen, and normal mucosa and adenoma "
+    "of another laboratory are easily confused (docs/crc5.md). It recognises neither immunohistochemistry nor other "
+    "organs for what they are."
 )
 _LICENCE = "research use only"
 
