@@ -49,7 +49,8 @@ class Tally:
 
     def row(self) -> str:
         resumed = f"{statistics.median(self.seconds):.2f} s" if self.seconds else "–"
-        return f"| {self.name} | {self.injected:,} | {self.survived:,} | {self.equal:,} | {resumed} |"
+        equal = f"{self.equal:,}" if self.seconds else "–"
+        return f"| {self.name} | {self.injected:,} | {self.survived:,} | {equal} | {resumed} |"
 
 
 @dataclass(frozen=True)
