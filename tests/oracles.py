@@ -144,6 +144,29 @@ def macenko(densities: np.ndarray, percentile: float = 1.0, strong: float = 99.0
     return vectors, np.percentile(np.linalg.lstsq(vectors.T, densities.T, rcond=None)[0], strong, axis=1)
 
 
+def sparse_amounts(densities: np.ndarray, vectors: np.ndarray, sparsity: float) -> np.ndarray:
+    """(n, 2) amounts ≥ 0 that minimise ½|od − c·W|² + λ(c₁ + c₂): the best of the four sets of non-zero amounts."""
+    along = densities @ vectors.T - sparsity
+    both = np.linalg.solve(vectors @ vectors.T, along.T).T
+    none = np.zeros_like(along)
+    choices = np.stack([both, along * (1, 0), along * (0, 1), none])
+    cost = 0.5 * ((densities - choices @ vectors) ** 2).sum(axis=-1) + sparsity * choices.sum(axis=-1)
+    cost[(choices < 0).any(axis=-1)] = np.inf
+    return np.take_along_axis(choices, cost.argmin(axis=0)[None, :, None], axis=0)[0]
+
+
+def vahadane(densities: np.ndarray, start: np.ndarray, sparsity: float = 0.1, rounds: int = 60) -> np.ndarray:
+    """Stain vectors (2, 3) by turns: amounts as above, then each vector to its least squares, cut at 0, unit length."""
+    vectors = start.copy()
+    for _ in range(rounds):
+        amounts = sparse_amounts(densities, vectors, sparsity)
+        for k in range(2):
+            rest = densities - np.outer(amounts[:, 1 - k], vectors[1 - k])
+            moved = np.maximum(amounts[:, k] @ rest / (amounts[:, k] @ amounts[:, k]), 0)
+            vectors[k] = moved / np.linalg.norm(moved)
+    return vectors
+
+
 def reinhard(pixels, mean, deviation, target_mean, target_deviation, glass_l) -> np.ndarray:
     """0–255, not yet rounded."""
     colours = lab(pixels)

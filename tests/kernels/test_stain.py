@@ -97,6 +97,14 @@ def test_fits_find_the_stains_that_were_mixed(fit, kind):
 
 
 @pytest.mark.parametrize("strengths", [(1.0, 0.8), (1.6, 0.4), (0.5, 1.2)])
+def test_vahadane_agrees_with_its_definition(strengths):
+    pixels = mixture(3000, ANOTHER, strengths)
+    densities = oracles.density(pixels[stained(pixels)])
+    start = HAEMATOXYLIN_EOSIN / np.linalg.norm(HAEMATOXYLIN_EOSIN, axis=1, keepdims=True)
+    assert np.allclose(fit_vahadane(pixels).matrix, oracles.vahadane(densities, start), atol=1e-6)
+
+
+@pytest.mark.parametrize("strengths", [(1.0, 0.8), (1.6, 0.4), (0.5, 1.2)])
 def test_macenko_agrees_with_its_definition(strengths):
     pixels = mixture(6000, ANOTHER, strengths)
     vectors, amounts = oracles.macenko(oracles.density(pixels[stained(pixels)]))
