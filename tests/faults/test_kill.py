@@ -16,7 +16,7 @@ from wsiengine.grid import Block
 from wsiengine.job import BlockScores, Job, score_block
 from wsiengine.journal import _records
 
-FEW = 16  # of the changes; benchmarks/faults.py takes them all
+FEW = 10  # of the changes; benchmarks/faults.py takes them all
 
 
 def test_a_crash_before_any_change_of_the_disk_loses_nothing(

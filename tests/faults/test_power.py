@@ -7,7 +7,7 @@ import pytest
 from tests.faults.cuts import cuts, record
 from tests.faults.power import Step
 
-FEW = 25  # benchmarks/faults.py takes all
+FEW = 15  # benchmarks/faults.py takes all
 
 
 def test_a_power_cut_at_any_moment_loses_no_finished_block(
