@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,7 +212,7 @@ def _finish(
     watch: Stopwatch,
 ) -> None:
     """Draft every result, then publish them together."""
-    from wsiengine.report import draw_overlay
+    from wsiengine.report import draw_overlay, thumbnail
     from wsiengine.store import write_store
 
     (subject, prepared), (space, outputs) = who, where
@@ -220,6 +221,10 @@ def _finish(
     finish = Finish(plan.threshold, **asdict(outputs))
     listener(Event("stage", {"name": "writing map, annotations and overlay"}))
     draft = space.draft()
+    # The slide's picture is read on a thread of its own meanwhile: nothing else waits for the file now.
+    reader = ThreadPoolExecutor(1, thread_name_prefix="wsiengine-picture")
+    picture = reader.submit(thumbnail, subject.slide)
+    reader.shutdown(wait=False)
     with watch.stage("map"):
         coded = truth.map()
         described = (truth.layout, plan.lattice)
@@ -234,7 +239,7 @@ def _finish(
         title = f"{subject.card.name} {subject.card.version}"
         if "unreadable_tiles" in summary:
             title += f" · {unreadable_words(summary)}"
-        draw_overlay(subject.slide, annotations, draft / "overlay.png", title=title)
+        draw_overlay(subject.slide, annotations, draft / "overlay.png", title=title, picture=picture.result())
     summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
     files = sorted([*(path.name for path in draft.iterdir()), "run.json"])
     facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
