@@ -462,3 +462,18 @@ def test_demo_finds_its_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "means nothing" in out
     assert _names(tmp_path / "wsiengine-demo" / "planted") >= RESULTS
     assert _names(tmp_path / "wsiengine-demo" / "crc5") >= RESULTS
+
+
+def test_an_empty_folder_does_not_stop_the_other_slides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests import planted_slides
+    from wsiengine.geometry import Size
+
+    (tmp_path / "empty").mkdir()
+    slide = planted_slides.write(tmp_path / "s.svs", planted_slides.paint(Size(300, 400), []))
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "empty"), str(tmp_path / "*.ndpi"), str(slide)]
+    assert main(["infer", *arguments, "-m", "planted", "--tissue", "none", "-o", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert "holds no slides" in told
+    assert "No file matches" in told
+    assert (out / "run.json").exists()

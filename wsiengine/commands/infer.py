@@ -76,7 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     display = make_display(quiet=args.quiet, as_json=args.json)
-    slides = find_slides(args.slides)
+    missing: list[SlideNotFound] = []
+    slides = find_slides(args.slides, missing)
+    for error in missing:
+        display.error(error)
+    if not slides:
+        return 1
     folders = output_folders(slides, args.output)
     rows = []
     for slide, folder in zip(slides, folders, strict=True):
@@ -85,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     display(Event("summary", {"slides": named}))
     if len(rows) > 1:
         _summary_table(rows, display)
-    return 0 if all(ok for _, ok, _ in rows) else 1
+    return 0 if all(ok for _, ok, _ in rows) and not missing else 1
 
 
 def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -> tuple[bool, str]:
@@ -141,11 +146,12 @@ def _notice(model: str, display: Display) -> None:
         display(Event("terms", {"text": text}))
 
 
-def find_slides(arguments: Sequence[str]) -> list[str]:
+def find_slides(arguments: Sequence[str], missing: list[SlideNotFound]) -> list[str]:
     """Slides named by paths, folders, globs and URLs, in order, each once.
 
-    Raises:
-        SlideNotFound: A folder or pattern holds no slide. (A missing file is reported when its turn comes.)
+    Args:
+        arguments: As the user gave them. A missing file is reported when its turn comes.
+        missing: Takes an error for each folder and pattern without slides; the others go on.
     """
     found: list[str] = []
     for argument in arguments:
@@ -155,15 +161,13 @@ def find_slides(arguments: Sequence[str]) -> list[str]:
         elif path.is_dir():
             inside = sorted(str(p) for p in path.iterdir() if _is_slide(p))
             if not inside:
-                raise SlideNotFound(
-                    f"The folder {argument} holds no slides.",
-                    hint="give the folder that holds the slide files themselves (.svs, .ndpi, .tiff, …).",
-                )
+                hint = "give the folder that holds the slide files themselves (.svs, .ndpi, .tiff, …)."
+                missing.append(SlideNotFound(f"The folder {argument} holds no slides.", hint=hint))
             found += inside
         elif has_magic(argument):
             inside = sorted(name for name in glob(argument, recursive=True) if Path(name).is_file())
             if not inside:
-                raise SlideNotFound(f"No file matches {argument}.", hint="check the pattern and the folder.")
+                missing.append(SlideNotFound(f"No file matches {argument}.", hint="check the pattern and the folder."))
             found += inside
         else:
             found.append(argument)
