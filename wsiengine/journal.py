@@ -85,7 +85,7 @@ class Journal:
             with in_words(path):
                 os.ftruncate(fd, end)
                 os.lseek(fd, end, os.SEEK_SET)
-        except BaseException:
+        except BaseException:  # whatever stopped the reading: the file is closed, the error goes on
             os.close(fd)
             raise
         return cls(fd, path), recovered

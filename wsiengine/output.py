@@ -86,7 +86,7 @@ class Workspace:
                     self._clear()
             elif not self._look():
                 self._refuse_strangers()
-        except BaseException:
+        except BaseException:  # Ctrl-C too must let the lock go; the error goes on
             self._leave()
             raise
         return self
