@@ -53,10 +53,11 @@ def _scores(plan: Plan) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> Card:
-    """A model with a real receptive field (3 × 3), so that a missing halo shows."""
+    """A model that looks one pixel beyond a cell, in tiles too small for a ring: a missing halo shows."""
     folder = tmp_path_factory.mktemp("dense")
-    tiny(folder)
-    data = card_json(Tiny(), file_sha256(folder / "tiny.onnx")) | {
+    what = {"size_px": 16, "stride_px": 8}
+    tiny(folder, **what)
+    data = card_json(Tiny(**what), file_sha256(folder / "tiny.onnx")) | {
         "dense": {"block_px": 96, "halo_px": 8, "offset_px": 3.5}
     }
     return load_card(write_card(folder, data))

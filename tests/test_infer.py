@@ -77,6 +77,14 @@ def test_a_slide_with_bounds_gives_qupath_its_corner_and_python_the_slide(tmp_pa
     assert planted.iou(read_geojson(tmp_path / "out" / "annotations.geojson"), name, in_qupath) > 0.9
 
 
+def test_the_overlay_shows_the_slide_with_these_regions(slide: Path, tmp_path: Path) -> None:
+    from wsiengine.report import draw_overlay
+
+    result = infer(slide, "planted", tmp_path / "out", tissue="none")
+    draw_overlay(wsiengine.open_slide(slide), result.annotations, tmp_path / "again.png", title="planted 1.0")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out" / "overlay.png").read_bytes()
+
+
 def test_a_shift_by_one_cell_would_be_seen(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wsiengine.slides.whole import WholeSlide
 
