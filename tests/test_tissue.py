@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.data import slide_path
 from tests.fakes import ArraySlide
+from wsiengine import parts, tissue_rules
 from wsiengine import tissue as tissue_module
-from wsiengine import tissue_rules
 from wsiengine.errors import OutputError, ResolutionError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.slides import open_slide
@@ -217,11 +217,19 @@ def test_specks_and_holes_are_judged_by_um2(pixel_um: float) -> None:
 
 
 def test_strips_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    canvas, _ = section()
+    """Neither in the density nor in the mask, with everything on the slide that is judged by its surroundings."""
+    canvas, _ = section(220, 210)
+    stroke(canvas, [(10, 180), (200, 190)], (20, 20, 22), 9)
+    stroke(canvas, [(200, 20), (120, 60)], (40, 120, 60), 8)
+    canvas[60:75, 80:110] = (30, 28, 30)
     pixels = as_pixels(canvas)
-    whole = stain(pixels, GLASS, 8.0)
+    whole, mask = stain(pixels, GLASS, 8.0), segment(pixels, 8.0)
+    assert 0.05 < mask.mean() < 0.9
     monkeypatch.setattr(tissue_rules, "_STRIP_PX", 16 * 210)
-    np.testing.assert_array_equal(stain(pixels, GLASS, 8.0), whole)
+    monkeypatch.setattr(parts, "_STRIP_PX", 16 * 210)
+    strips = [stain(pixels, GLASS, 8.0, rows) for rows in tissue_rules._strips(pixels.shape)]
+    np.testing.assert_array_equal(np.concatenate(strips), whole)
+    np.testing.assert_array_equal(segment(pixels, 8.0), mask)
 
 
 # --- finding it on a slide -----------------------------------------------------------------------

@@ -27,7 +27,7 @@ from wsiengine.slides.reading import best_level, require_mpp
 
 TISSUE_UM = 8.0  # µm per pixel of the mask: a few cells wide, and a level that most pyramids come near
 _MAGIC = b"wsiengine tissue 1\n"
-_PIECE_PX = 1 << 24  # source pixels read at once by one thread: 50 MB
+_PIECE_PX = 1 << 22  # source pixels read at once by one thread: 13 MB
 _CHEAP_PX = 32_000_000  # of a finer level: half a second by the slowest reader
 _STRIP_BYTES = 32 << 20
 

@@ -14,15 +14,18 @@ half and finds tissue on an empty one; a fixed density does neither.
    JPEG keeps it sharp: at 8 µm/px the halved colour planes of a stored level smear colour by 16 µm. Two thresholds.
 4. Specks, fibres and holes by µm.
 
-Arrays are worked through in strips of rows: a whole glass slide (29 million pixels) needs some 20 bytes a pixel.
+Arrays are worked through in strips of rows, and connected parts are put together from them
+(:mod:`wsiengine.parts`): beside the pixels themselves a slide takes some 4 bytes a pixel, whatever it shows.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from wsiengine.parts import Parts, keep, label_parts, strips
 
 BLUR_UM = 10.0  # joins the cells of loose tissue, averages JPEG noise
 COLOUR_UM = 32.0  # where colour is looked for: blue and brown cells side by side are not grey
@@ -44,6 +47,7 @@ _FILLED = 252.0  # mean of the channels: brighter is filled in by software (and 
 _DARKEST = np.float32(16)  # below is noise: ratios of densities mean nothing
 _LN = np.log(np.maximum(np.arange(256, dtype=np.float32), _DARKEST))
 _VIVID, _BLACK, _RED, _FRINGE, _STAINED = (np.uint8(1 << bit) for bit in range(5))
+_TISSUE, _STRONG, _FIRM = (np.uint8(1 << bit) for bit in range(3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def segment(rgb: np.ndarray, pixel_um: float) -> np.ndarray:
         return segment(rgb, pixel_um)[:rows, :cols]
     glass = find_glass(rgb).colour
     ink = find_ink(classify(rgb, glass), pixel_um)
-    return _fill_holes(_pieces(stain(rgb, glass, pixel_um), ink, pixel_um), ink, pixel_um)
+    evidence = _evidence(rgb, glass, ink, pixel_um)
+    return _fill_holes(_pieces(evidence, pixel_um), ink, pixel_um)
 
 
 # --- glass ---------------------------------------------------------------------------------------
@@ -112,25 +117,41 @@ def _bright_and_flat(rgb: np.ndarray, step: int) -> tuple[np.ndarray, int]:
 # --- stain ---------------------------------------------------------------------------------------
 
 
-def stain(rgb: np.ndarray, glass: tuple[float, float, float], pixel_um: float) -> np.ndarray:
-    """How stained each pixel is, smoothed: (rows, cols) float32, a density, at least 0."""
-    density, colour = np.empty(rgb.shape[:2], np.float32), np.empty(rgb.shape[:2], np.float32)
-    sigma = BLUR_UM / pixel_um
-    halo = math.ceil(4 * sigma) + 1
-    for rows in _strips(rgb.shape):
-        first = max(rows.start - halo, 0)
-        strip = rgb[first : rows.stop + halo].astype(np.float32)
-        cv2.GaussianBlur(strip, (0, 0), sigma, dst=strip, borderType=cv2.BORDER_REPLICATE)
-        inner = strip[rows.start - first :][: rows.stop - rows.start]
-        red, green, blue = (
-            np.float32(np.log(value)) - cv2.log(np.maximum(plane, _DARKEST))
-            for plane, value in zip(cv2.split(inner), glass, strict=True)
-        )
-        density[rows] = (red + green + blue) / 3
-        colour[rows] = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
+def stain(rgb: np.ndarray, glass: tuple[float, float, float], pixel_um: float, rows: slice | None = None) -> np.ndarray:
+    """How stained each pixel of ``rows`` is, smoothed: (rows, cols) float32, a density, at least 0."""
+    rows = rows or slice(0, rgb.shape[0])
+    reach = [math.ceil(4 * um / pixel_um) + 1 for um in (BLUR_UM, COLOUR_UM)]
+    smooth, pixels = _Widened(rows, reach[1], len(rgb)), _Widened(rows, sum(reach), len(rgb))
+    blurred = rgb[pixels.rows].astype(np.float32)
+    cv2.GaussianBlur(blurred, (0, 0), BLUR_UM / pixel_um, dst=blurred, borderType=cv2.BORDER_REPLICATE)
+    red, green, blue = (
+        np.float32(np.log(value)) - cv2.log(np.maximum(plane, _DARKEST))
+        for plane, value in zip(cv2.split(blurred[pixels.within(smooth.rows)]), glass, strict=True)
+    )
+    colour = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
     cv2.GaussianBlur(colour, (0, 0), COLOUR_UM / pixel_um, dst=colour, borderType=cv2.BORDER_REPLICATE)
     colour *= COLOUR_GAIN
-    return np.clip(density, 0, colour, out=density)
+    density = (red + green + blue) / 3
+    return np.clip(density, 0, colour, out=density)[smooth.within(rows)]
+
+
+def _evidence(rgb: np.ndarray, glass: tuple[float, float, float], ink: np.ndarray, pixel_um: float) -> np.ndarray:
+    """What speaks for tissue: (rows, cols) uint8, a bit each for tissue-like, strong, and firm over a fibre's width."""
+    found = np.empty(rgb.shape[:2], np.uint8)
+    edge, width = 2 * round(EDGE_UM / pixel_um) + 1, round(FIBRE_UM / pixel_um)
+    for rows in _strips(rgb.shape):
+        eroded = _Widened(rows, width, len(rgb))
+        dilated = _Widened(eroded.rows, edge, len(rgb))
+        strength = stain(rgb, glass, pixel_um, dilated.rows)
+        darkest = cv2.dilate(strength, np.ones((edge, edge), np.uint8))
+        tissue = strength > np.clip(np.float32(EDGE_SHARE) * darkest, WEAK_OD, EDGE_OD)
+        tissue &= ~ink[dilated.rows]
+        firm = (strength > FIRM_OD) & tissue
+        strong = (strength > STRONG_OD) & tissue
+        tissue, firm, strong = (mask[dilated.within(eroded.rows)] for mask in (tissue, firm, strong))
+        firm = cv2.erode(firm.view(np.uint8), np.ones((width, width), np.uint8)) > 0
+        found[rows] = (tissue * _TISSUE | strong * _STRONG | firm * _FIRM)[eroded.within(rows)]
+    return found
 
 
 # --- ink -----------------------------------------------------------------------------------------
@@ -183,83 +204,76 @@ def find_ink(kinds: np.ndarray, pixel_um: float) -> np.ndarray:
 
 def _large(bits: np.ndarray, pixel_um: float) -> np.ndarray:
     """The connected parts of at least ``INK_UM2``."""
-    return _keep(bits, lambda stats: stats[:, cv2.CC_STAT_AREA] * pixel_um**2 >= INK_UM2)
+    return keep(bits.shape, lambda rows: bits[rows] > 0, lambda parts: parts.area * pixel_um**2 >= INK_UM2)
 
 
 def _outside_tissue(ink: np.ndarray, tissue: np.ndarray, pixel_um: float) -> np.ndarray:
     """The parts of ``ink`` that touch the slide's border, or that tissue does not enclose for the most part."""
     if not ink.any():
         return ink
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(ink.view(np.uint8), connectivity=8)
-    reach = 2 * round(FRINGE_UM / pixel_um) + 1
-    around = cv2.dilate(labels.astype(np.float32), np.ones((reach, reach), np.uint8)).astype(np.int32)
-    around[ink] = 0
-    enclosed = np.bincount(around[tissue], minlength=count) > 0.6 * np.bincount(around.ravel(), minlength=count)
-    keep = ~enclosed | _at_border(stats, ink.shape)
-    keep[0] = False
-    return keep[labels]
+    parts = label_parts(ink.shape, lambda rows: ink[rows])
+    radius = round(FRINGE_UM / pixel_um)
+    box = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    inside, around = np.zeros(parts.count, np.int64), np.zeros(parts.count, np.int64)
+    for rows in strips(ink.shape):
+        wide = _Widened(rows, radius, len(ink))
+        near = cv2.dilate(parts.labels(wide.rows).astype(np.float32), box)[wide.within(rows)].astype(np.int32)
+        near[ink[rows]] = 0
+        around += np.bincount(near.ravel(), minlength=parts.count)
+        inside += np.bincount(near[tissue[rows]], minlength=parts.count)
+    return parts.chosen(~(inside > 0.6 * around) | parts.at_border)
 
 
 # --- pieces and holes ----------------------------------------------------------------------------
 
 
-def _pieces(stain: np.ndarray, ink: np.ndarray, pixel_um: float) -> np.ndarray:
-    """The connected parts of stain that are large enough, thicker than a fibre, and hold a strong pixel."""
-    side = 2 * round(EDGE_UM / pixel_um) + 1
-    darkest = cv2.dilate(stain, np.ones((side, side), np.uint8))
-    tissue = (stain > np.clip(np.float32(EDGE_SHARE) * darkest, WEAK_OD, EDGE_OD)) & ~ink
-    del darkest
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(tissue.view(np.uint8), connectivity=8)
-    speck_px = min(SPECK_UM2 / pixel_um**2, stain.size / 4)  # a slide smaller than a speck may still be tissue
-    keep = stats[:, cv2.CC_STAT_AREA] >= speck_px
-    keep &= _holding(labels, (stain > STRONG_OD) & tissue, count)
-    width = round(FIBRE_UM / pixel_um)
-    firm = cv2.erode(((stain > FIRM_OD) & tissue).view(np.uint8), np.ones((width, width), np.uint8))
-    keep &= _holding(labels, firm > 0, count)
-    keep[0] = False
-    return keep[labels]
-
-
-def _holding(labels: np.ndarray, seeds: np.ndarray, count: int) -> np.ndarray:
-    """Which of ``count`` labels have at least one of ``seeds``, (count,) bool."""
-    held = np.zeros(count, bool)
-    held[labels[seeds]] = True
-    return held
+def _pieces(evidence: np.ndarray, pixel_um: float) -> np.ndarray:
+    """The connected parts of tissue that are large enough, thicker than a fibre, and hold a strong pixel."""
+    parts = label_parts(evidence.shape, lambda rows: (evidence[rows] & _TISSUE) > 0)
+    speck_px = min(SPECK_UM2 / pixel_um**2, evidence.size / 4)  # a slide smaller than a speck may still be tissue
+    strong, firm = np.zeros(parts.count, bool), np.zeros(parts.count, bool)
+    for rows in strips(evidence.shape):
+        labels = parts.labels(rows)
+        strong[labels[(evidence[rows] & _STRONG) > 0]] = True
+        firm[labels[(evidence[rows] & _FIRM) > 0]] = True
+    return parts.chosen((parts.area >= speck_px) & strong & firm)
 
 
 def _fill_holes(mask: np.ndarray, ink: np.ndarray, pixel_um: float) -> np.ndarray:
-    """``mask`` with enclosed holes smaller than ``HOLE_UM2`` filled; ink is never filled in."""
+    """``mask`` with enclosed holes smaller than ``HOLE_UM2`` filled, in place; ink is never filled in."""
 
-    def small_and_enclosed(stats: np.ndarray) -> np.ndarray:
-        return (stats[:, cv2.CC_STAT_AREA] * pixel_um**2 < HOLE_UM2) & ~_at_border(stats, mask.shape)
+    def small_and_enclosed(parts: Parts) -> np.ndarray:
+        return (parts.area * pixel_um**2 < HOLE_UM2) & ~parts.at_border
 
-    return mask | (_keep(~mask, small_and_enclosed, connectivity=4) & ~ink)
+    holes = keep(mask.shape, lambda rows: ~mask[rows], small_and_enclosed, connectivity=4)
+    holes &= ~ink
+    mask |= holes
+    return mask
 
 
 # --- helpers -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Widened:
+    """``rows`` and what is read beside them: up to ``reach`` rows more on either side, of ``count``."""
+
+    core: slice
+    reach: int
+    count: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(max(self.core.start - self.reach, 0), min(self.core.stop + self.reach, self.count))
+
+    def within(self, rows: slice) -> slice:
+        """``rows`` as counted in an array of the widened ones."""
+        return slice(rows.start - self.rows.start, min(rows.stop, self.count) - self.rows.start)
+
+
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows that hold about ``_STRIP_PX`` pixels each."""
-    rows = max(16, _STRIP_PX // max(shape[1], 1))
-    return (slice(start, start + rows) for start in range(0, shape[0], rows))
-
-
-def _keep(mask: np.ndarray, choose: Callable[[np.ndarray], np.ndarray], connectivity: int = 8) -> np.ndarray:
-    """The connected parts of ``mask`` that ``choose`` (OpenCV's statistics per part → bool per part) says yes to."""
-    if not mask.any():
-        return np.zeros(mask.shape, bool)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=connectivity)
-    keep = choose(stats)
-    keep[0] = False  # label 0 is what is not in the mask
-    return keep[labels]
-
-
-def _at_border(stats: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Which connected parts touch the border of the array, (parts,) bool."""
-    left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
-    right, bottom = left + stats[:, cv2.CC_STAT_WIDTH], top + stats[:, cv2.CC_STAT_HEIGHT]
-    return (left == 0) | (top == 0) | (right == shape[1]) | (bottom == shape[0])
+    return strips(shape, _STRIP_PX)
 
 
 def _dilate(mask: np.ndarray, radius: float) -> np.ndarray:
