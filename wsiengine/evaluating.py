@@ -104,7 +104,7 @@ def score_images(
 def _score_image(card: Card, field: Field, runtime: Runtime) -> np.ndarray:
     slide = open_slide(field.image, mpp=Mpp(*field.mpp_yx), window=parse_recipe(card.recipe).window)
     try:
-        lattice = Lattice(slide.info.size_l0, Mpp(*field.mpp_yx), card.input.mpp, card.output_stride_px)
+        lattice = Lattice(slide.info.size_l0, Mpp(*field.mpp_yx), card.input.fixed_mpp, card.output_stride_px)
         side = card.input.size_px
         pixels = _at_least(_normalised(card, slide, Box.of(lattice.extent_px), lattice), side)
         origins = [(y, x) for y in _starts(pixels.shape[0], side) for x in _starts(pixels.shape[1], side)]

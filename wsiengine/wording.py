@@ -69,7 +69,7 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
         ("slide", slide_words(plan.path, plan.info)),
         (
             "model",
-            f"{card.name} {card.version} · {card.input.size_px} px at {card.input.mpp} · {runtime}, "
+            f"{card.name} {card.version} · {card.input.size_px} px at {card.input.resolution} · {runtime}, "
             f"{threads} thread{'s' if threads > 1 else ''} · weights: {card.licence}",
         ),
         (

@@ -50,7 +50,7 @@ def _entry_facts(entry: object) -> dict:
         "version": card.version if card else None,
         "source": getattr(entry, "source", None),
         "task": card.task if card else None,
-        "input": f"{card.input.size_px} px at {card.input.mpp}" if card else None,
+        "input": f"{card.input.size_px} px at {card.input.resolution}" if card else None,
         "classes": [c.name for c in card.map_classes] if card else [],
         "licence": card.licence if card else None,
         "problem": getattr(entry, "problem", None),
@@ -69,7 +69,7 @@ def _show(name: str, *, as_json: bool) -> int:
         ("about", card.description),
         ("use", card.intended_use),
         ("licence", card.licence + (f" ({card.terms})" if card.terms else "")),
-        ("input", f"{card.input.size_px} px at {card.input.mpp}, cell {card.output_stride_px} px"),
+        ("input", f"{card.input.size_px} px at {card.input.resolution}, cell {card.output_stride_px} px"),
         ("file", f"{card.model_resource.file} · sha256 {card.sha256}"),
     ]
     if card.gate:

@@ -12,6 +12,15 @@ from typing import Any
 
 from wsiengine.classes import Colour, colour_of
 from wsiengine.errors import CardError
+from wsiengine.models.detection import (
+    Detection,
+    Second,
+    check_detection,
+    detection_json,
+    read_detection,
+    read_second,
+    second_json,
+)
 from wsiengine.models.fields import Fields
 from wsiengine.models.parts import (
     ClassInfo,
@@ -31,8 +40,9 @@ from wsiengine.models.parts import (
 )
 
 SCHEMA_VERSION = 1
-TASKS = ("classify",)
+TASKS = ("classify", "detect")
 ACTIVATIONS = ("softmax", "sigmoid", "identity")
+DETECTOR_OUTPUTS = ("boxes", "labels", "masks", "count", "sizes", "offsets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class Card:
     dense: Dense | None = None
     gate: Gate | None = None
     uncertain: Uncertain | None = None
+    detection: Detection | None = None
+    second: Second | None = None
     precision: Mapping[str, Any] = field(default_factory=dict, hash=False)
     terms: str | None = None
     intended_use: str = ""
@@ -89,7 +101,8 @@ class Card:
 
     @property
     def model_resource(self) -> Resource:
-        return next(r for r in self.resources if r.file.lower().endswith(".onnx"))
+        """Of the ONNX file that sees the tiles; a second stage's files are others."""
+        return next(r for r in self.resources if r.file in _models(self))
 
     @property
     def model_path(self) -> Path:
@@ -109,24 +122,15 @@ class Card:
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON types; ``parse_card`` of it gives an equal card."""
-        spec = self.input
+        parts = {"detection": detection_json(self.detection), "second": second_json(self.second)}
         return {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "version": self.version,
             "task": self.task,
             "description": self.description,
-            "classes": [_class_json(info) for info in self.classes],
-            "input": {
-                "size_px": spec.size_px,
-                "mpp": spec.mpp.y if spec.mpp.y == spec.mpp.x else [spec.mpp.y, spec.mpp.x],
-                "layout": spec.layout,
-                "dtype": spec.dtype,
-                "range": list(spec.range),
-                "mean": list(spec.mean) if spec.mean else None,
-                "std": list(spec.std) if spec.std else None,
-                "resample": spec.resample,
-            },
+            "classes": [info.to_json() for info in self.classes],
+            "input": self.input.to_json(),
             "recipe": [dict(step) for step in self.recipe],
             "outputs": {role: name for role in Outputs.__slots__ if (name := getattr(self.outputs, role)) is not None},
             "activation": self.activation,
@@ -135,6 +139,7 @@ class Card:
             "dense": _plain(self.dense),
             "gate": _plain(self.gate),
             "uncertain": _plain(self.uncertain),
+            **{name: part for name, part in parts.items() if part is not None},
             "resources": [_plain(r) for r in self.resources],
             "precision": dict(self.precision),
             "licence": self.licence,
@@ -190,6 +195,8 @@ def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
         dense=read_dense(entry) if (entry := top.object_or_none("dense")) else None,
         gate=read_gate(entry) if (entry := top.object_or_none("gate")) else None,
         uncertain=read_uncertain(entry) if (entry := top.object_or_none("uncertain")) else None,
+        detection=read_detection(entry) if (entry := top.object_or_none("detection")) else None,
+        second=read_second(entry) if (entry := top.object_or_none("second")) else None,
         resources=tuple(read_resource(entry) for entry in top.objects("resources", at_least=1)),
         precision=(entry.mapping() if (entry := top.object_or_none("precision")) else {}),
         licence=top.text("licence"),
@@ -238,13 +245,32 @@ def _check_consistency(card: Card, where: str) -> None:
     if card.dense and card.gate and not card.outputs.gate_map:
         raise CardError(f"{where}: dense with a gate needs the gate's map, but outputs.gate_map is not given")
     files = [r.file for r in card.resources]
-    if sum(f.lower().endswith(".onnx") for f in files) != 1 or len(set(files)) < len(files):
+    if len(_models(card)) != 1 or len(set(files)) < len(files):
         raise CardError(f"{where}: resources must name each file once and exactly one .onnx: got {', '.join(files)}")
+    _check_task(card, where)
 
 
-def _class_json(info: ClassInfo) -> dict[str, Any]:
-    asserted = {"asserted_as": info.asserted_as} if info.asserted_as else {}
-    return {"name": info.name, "colour": list(info.colour), **asserted, "evidence": dict(info.evidence)}
+def _check_task(card: Card, where: str) -> None:
+    """What belongs to one task only is given there and nowhere else."""
+    detects = card.task == "detect"
+    if detects != (card.detection is not None):
+        raise CardError(f"{where}: detection and task detect go together: give both or neither")
+    if card.second and not detects:
+        raise CardError(f"{where}: second follows a detector, but the task is {card.task}")
+    if card.input.mpp is None and not detects:
+        raise CardError(f"{where}: input.mpp is missing: needed µm per pixel", hint="only detectors take any pixels")
+    if card.second and (lost := sorted(set(card.second.files) - {r.file for r in card.resources})):
+        raise CardError(f"{where}: second names {', '.join(lost)}, which resources do not list with their sha256")
+    if card.detection is not None:
+        check_detection(card.detection, card.outputs, card.input, where, card.output_stride_px)
+    elif others := [r for r in DETECTOR_OUTPUTS if getattr(card.outputs, r)]:
+        raise CardError(f"{where}: outputs.{others[0]} belongs to detectors, but the task is {card.task}")
+
+
+def _models(card: Card) -> list[str]:
+    """The ONNX files among the resources, but for those of a second stage."""
+    others = card.second.files if card.second else ()
+    return [r.file for r in card.resources if r.file.lower().endswith(".onnx") and r.file not in others]
 
 
 def _plain(record: Any) -> dict[str, Any] | None:

@@ -93,8 +93,14 @@ class Fields:
             raise self._wrong(key, value, f"a whole number of at least {at_least}")
         return value
 
-    def number(self, key: str, *, low: float = -math.inf, high: float = math.inf) -> float:
-        value = self.take(key)
+    def flag(self, key: str, *, default: bool = _MISSING) -> bool:
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def number(self, key: str, *, low: float = -math.inf, high: float = math.inf, default: float = _MISSING) -> float:
+        value = self.take(key, default)
         if not _is_number(value) or not low <= value <= high:
             raise self._wrong(key, value, f"a number from {low:g} to {high:g}" if math.isfinite(low) else "a number")
         return float(value)

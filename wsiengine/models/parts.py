@@ -25,31 +25,70 @@ class ClassInfo:
     asserted_as: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def to_json(self) -> dict[str, Any]:
+        asserted = {"asserted_as": self.asserted_as} if self.asserted_as else {}
+        return {"name": self.name, "colour": list(self.colour), **asserted, "evidence": dict(self.evidence)}
+
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What one tile must look like. Model value = ((lo + x/255·(hi − lo)) − mean) / std, for a pixel x in 0–255."""
+    """What one tile must look like. Model value = ((lo + x/255·(hi − lo)) − mean) / std, for a pixel x in 0–255.
+
+    ``mpp`` None: the image's pixels as they are, whatever their size (detectors only); with ``whole`` the image is
+    shrunk to fit into one tile. ``channels`` 1: a grey model. ``pad`` (0–255) fills what a tile has beyond the image.
+    """
 
     size_px: int
-    mpp: Mpp
+    mpp: Mpp | None
     layout: str
     dtype: str
     range: tuple[float, float] = (0.0, 255.0)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     resample: str = "area"
+    channels: int = 3
+    whole: bool = False
+    pad: int | None = None
 
     @property
     def scale(self) -> np.ndarray:
-        """float32 (3,): model value = pixel · scale + bias."""
+        """float32 (channels,): model value = pixel · scale + bias."""
         lo, hi = self.range
-        return ((hi - lo) / 255 / np.asarray(self.std or (1, 1, 1), np.float64)).astype(np.float32)
+        return ((hi - lo) / 255 / np.asarray(self.std or (1,) * self.channels, np.float64)).astype(np.float32)
 
     @property
     def bias(self) -> np.ndarray:
-        """float32 (3,)."""
-        mean, std = np.asarray(self.mean or (0, 0, 0), np.float64), np.asarray(self.std or (1, 1, 1), np.float64)
+        """float32 (channels,)."""
+        nothing, one = (0,) * self.channels, (1,) * self.channels
+        mean, std = np.asarray(self.mean or nothing, np.float64), np.asarray(self.std or one, np.float64)
         return ((self.range[0] - mean) / std).astype(np.float32)
+
+    @property
+    def fixed_mpp(self) -> Mpp:
+        """µm per pixel, of a model that has them."""
+        if self.mpp is None:
+            raise ValueError("this model takes pixels as they are")
+        return self.mpp
+
+    @property
+    def resolution(self) -> str:
+        """In words: µm/px, or that there are none."""
+        return str(self.mpp) if self.mpp else ("the whole image" if self.whole else "pixels as they are")
+
+    def to_json(self) -> dict[str, Any]:
+        mpp = self.mpp and (self.mpp.y if self.mpp.y == self.mpp.x else [self.mpp.y, self.mpp.x])
+        facts: dict[str, Any] = {
+            "size_px": self.size_px,
+            "mpp": mpp,
+            "layout": self.layout,
+            "dtype": self.dtype,
+            "range": list(self.range),
+            "mean": list(self.mean) if self.mean else None,
+            "std": list(self.std) if self.std else None,
+            "resample": self.resample,
+        }
+        rare = {"channels": (self.channels, 3), "whole": (self.whole, False), "pad": (self.pad, None)}
+        return facts | {name: value for name, (value, default) in rare.items() if value != default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +96,25 @@ class Outputs:
     """ONNX output names by role.
 
     ``scores`` (N, classes) and ``gate`` (N,) are per tile; ``cam`` (N, classes, h, w) is the class-activation map whose
-    mean over cells is ``scores``, ``gate_map`` (N, h, w) the map whose mean is ``gate``.
+    mean over cells is ``scores``, ``gate_map`` (N, h, w) the map whose mean is ``gate``. Those from ``boxes`` on belong
+    to detectors: see :mod:`wsiengine.models.detection`.
     """
 
     scores: str
     gate: str | None = None
     cam: str | None = None
     gate_map: str | None = None
+    boxes: str | None = None
+    labels: str | None = None
+    masks: str | None = None
+    count: str | None = None
+    sizes: str | None = None
+    offsets: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.scores, self.gate, self.cam, self.gate_map) if name is not None)
+        """All that are given, ``scores`` first."""
+        return tuple(name for role in self.__slots__ if (name := getattr(self, role)) is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,25 +163,37 @@ def read_class(entry: Fields) -> ClassInfo:
 
 
 def read_input(entry: Fields) -> InputSpec:
-    mpp = entry.positive_pair("mpp")
+    mpp = Mpp(*entry.positive_pair("mpp")) if entry.has("mpp") else entry.take("mpp", None)
+    channels = entry.integer("channels", at_least=1, default=3)
+    if channels not in (1, 3):
+        raise CardError(f"{entry.where}.channels is {channels}, needed 3 (colour) or 1 (grey)")
     lo, hi = entry.numbers_or_none("range", 2) or (0.0, 255.0)
     if lo >= hi:
         raise CardError(f"{entry.where}.range is [{lo:g}, {hi:g}], needed [low, high] with low < high")
-    mean, std = entry.numbers_or_none("mean", 3), entry.numbers_or_none("std", 3)
+    mean, std = entry.numbers_or_none("mean", channels), entry.numbers_or_none("std", channels)
     if std is not None and min(std) <= 0:
-        raise CardError(f"{entry.where}.std is {list(std)}, needed three numbers above 0")
+        raise CardError(
+            f"{entry.where}.std is {list(std)}, needed {'three numbers' if channels == 3 else 'one'} above 0"
+        )
     size_px = entry.integer("size_px", at_least=1)
     spec = InputSpec(
         size_px=size_px,
-        mpp=Mpp(*mpp),
+        mpp=mpp,
         layout=entry.choice("layout", LAYOUTS),
         dtype=entry.choice("dtype", DTYPES),
         range=(lo, hi),
-        mean=(mean[0], mean[1], mean[2]) if mean else None,
-        std=(std[0], std[1], std[2]) if std else None,
+        mean=mean,
+        std=std,
         resample=entry.choice("resample", RESAMPLINGS, default="area"),
+        channels=channels,
+        whole=entry.flag("whole", default=False),
+        pad=entry.integer("pad", at_least=0) if entry.has("pad") else entry.take("pad", None),
     )
     entry.finish()
+    if spec.whole and spec.mpp:
+        raise CardError(f"{entry.where}: whole shrinks any image to one tile, mpp fixes its scale: needed one of them")
+    if spec.pad is not None and spec.pad > 255:
+        raise CardError(f"{entry.where}.pad is {spec.pad}, needed a whole number from 0 to 255")
     if spec.dtype == "float16" and spec.layout == "NHWC":
         raise CardError(f"{entry.where}: dtype float16 needs layout NCHW", hint="export with NCHW, or as float32")
     if spec.dtype == "uint8" and ((lo, hi) != (0, 255) or mean or std):
@@ -146,8 +205,7 @@ def read_input(entry: Fields) -> InputSpec:
 
 
 def read_outputs(entry: Fields) -> Outputs:
-    optional = (entry.text_or_none(role) for role in ("gate", "cam", "gate_map"))
-    outputs = Outputs(entry.text("scores"), *optional)
+    outputs = Outputs(entry.text("scores"), *(entry.text_or_none(role) for role in Outputs.__slots__[1:]))
     entry.finish()
     if len(set(outputs.names)) < len(outputs.names):
         raise CardError(f"{entry.where}: two roles name the same ONNX output: {', '.join(outputs.names)}")
