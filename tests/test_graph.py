@@ -76,7 +76,7 @@ def test_the_lazy_map_is_the_finished_map(slide: ArraySlide, card: Card, block_t
     lazy = plan.to_dask()
     assert isinstance(lazy, dask.array.Array)
     assert lazy.dtype == np.uint8
-    whole = Truth.of(plan, _run(plan), None).map()
+    whole = Truth.of(plan, {"scores": _run(plan)}, None).map()
     np.testing.assert_array_equal(lazy.compute(), whole)
     part = np.s_[3:40, 11:60]
     np.testing.assert_array_equal(lazy[part].compute(), whole[part])

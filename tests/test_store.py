@@ -41,7 +41,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray,
     scores = np.random.default_rng(1).normal(size=(*grid.shape, 4)).astype(np.float32)
     scores[0, :5] = np.nan
     path = tmp_path_factory.mktemp("store") / "probability.zarr"
-    write_store(path, coded, (scores, coded[..., 0] > 0), (LAYOUT, LATTICE), {"note": "µ", "list": [1, 2]})
+    write_store(path, coded, ({"scores": scores}, coded[..., 0] > 0), (LAYOUT, LATTICE), {"note": "µ", "list": [1, 2]})
     return path, coded, scores
 
 
@@ -158,7 +158,7 @@ def test_the_ome_zarr_reader_opens_it(written: tuple[Path, np.ndarray, np.ndarra
 def test_equal_maps_give_equal_files(written: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     path, coded, scores = written
     again = tmp_path / "again.zarr"
-    write_store(again, coded, (scores, coded[..., 0] > 0), (LAYOUT, LATTICE), {"note": "µ", "list": [1, 2]})
+    write_store(again, coded, ({"scores": scores}, coded[..., 0] > 0), (LAYOUT, LATTICE), {"note": "µ", "list": [1, 2]})
     files = {p.relative_to(path) for p in path.rglob("*") if p.is_file()}
     assert files == {p.relative_to(again) for p in again.rglob("*") if p.is_file()}
     for name in files:
@@ -169,7 +169,7 @@ def test_a_small_map_has_one_level(tmp_path: Path) -> None:
     lattice = Lattice(Size(40, 55), Mpp.square(0.5), Mpp.square(1.0), 16)
     coded = _map(lattice.extent_cells.shape)
     scores = np.zeros((1, 1, 4), np.float32)
-    write_store(tmp_path / "small.zarr", coded, (scores, coded[..., 0] > 0), (LAYOUT, lattice), {})
+    write_store(tmp_path / "small.zarr", coded, ({"scores": scores}, coded[..., 0] > 0), (LAYOUT, lattice), {})
     assert len(_attributes(tmp_path / "small.zarr")["ome"]["multiscales"][0]["datasets"]) == 1
     np.testing.assert_array_equal(np.moveaxis(open_store(tmp_path / "small.zarr").coded[...], 0, -1), coded)
 

@@ -44,13 +44,23 @@ class Finish:
 
 
 def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annotation]:
-    """Regions of each class as annotations in level-0 pixels.
+    """What was found, as objects in level-0 pixels: regions of each class, glands, cells: as the model's task has it.
 
     Args:
         truth: The run.
         coded: Its map, (rows, cols, channels) uint8.
         finish: How to draw.
     """
+    return truth.task.annotate(truth, coded, finish)
+
+
+def summarise(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
+    """Area of each class (mm², only classes that occur), of all of them, numbers of regions and tiles, and more."""
+    return truth.task.summarise(truth, annotations)
+
+
+def class_regions(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annotation]:
+    """Regions of each class of a map as annotations in level-0 pixels."""
     lattice = truth.grid.lattice
     cell_um = lattice.mpp.mean * lattice.cell_px
     labels = label(coded, truth.layout, finish.threshold, finish.smoothing_um / cell_um)
@@ -67,7 +77,7 @@ def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> list[An
     return annotate(labels, coded, lattice, list(zip(truth.layout.labels, colours, strict=True)), options)
 
 
-def summarise(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
+def class_areas(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
     """Area of each class (mm², only classes that occur), of all of them, regions and tiles."""
     areas: dict[str, float] = {}
     for annotation in annotations:
@@ -78,7 +88,7 @@ def summarise(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
         "area_mm2": ordered,
         "analysed_mm2": round(sum(areas.values()), 6),
         "regions": len(annotations),
-        "tiles": int(np.count_nonzero(~np.isnan(truth.scores[..., 0]))),
+        "tiles": int(np.count_nonzero(truth.ran)),
     }
 
 
@@ -88,12 +98,15 @@ def qupath_offset(truth: Truth) -> tuple[int, int]:
 
 
 def write_annotations(truth: Truth, annotations: list[Annotation], finish: Finish, folder: Path) -> list[str]:
-    """``annotations.geojson`` (and ``tiles.geojson``) → names of the files written."""
-    offset = qupath_offset(truth)
-    written = write_geojson(annotations, folder / "annotations.geojson", offset_l0=offset)
-    if finish.tiles:
-        written += write_geojson(tile_objects(truth, finish), folder / "tiles.geojson", offset_l0=offset)
-    return [path.name for path in written]
+    """``annotations.geojson`` and the task's further files → names of the files written."""
+    written = write_geojson(annotations, folder / "annotations.geojson", offset_l0=qupath_offset(truth))
+    return [*(path.name for path in written), *truth.task.write(truth, annotations, finish, folder)]
+
+
+def write_tiles(truth: Truth, finish: Finish, folder: Path) -> list[str]:
+    """``tiles.geojson`` → names of the files written."""
+    path = folder / "tiles.geojson"
+    return [p.name for p in write_geojson(tile_objects(truth, finish), path, offset_l0=qupath_offset(truth))]
 
 
 def tile_objects(truth: Truth, finish: Finish) -> list[Annotation]:

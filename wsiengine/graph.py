@@ -19,10 +19,11 @@ import numpy as np
 
 from wsiengine.geometry import Box, Lattice, Mpp
 from wsiengine.grid import Block, TileGrid
-from wsiengine.job import BlockScores, Job, score_block
+from wsiengine.job import Job, score_block
 from wsiengine.slides.base import Slide
 from wsiengine.slides.reading import require_mpp
-from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
+from wsiengine.tasks.base import Result, Task
+from wsiengine.tasks.classify import MapLayout
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -41,7 +42,7 @@ def score_tasks(job: Job, blocks: Iterable[Block], name: str) -> dict[Any, Any]:
 def run_blocks(
     job: Job,
     blocks: Iterable[Block],
-    done: Callable[[BlockScores], None],
+    done: Callable[[Any], None],
     *,
     threads: int,
     client: "Client | None" = None,
@@ -51,7 +52,7 @@ def run_blocks(
     Args:
         job: What the workers need.
         blocks: Blocks in row-major order.
-        done: Takes a finished block; what it raises stops the run.
+        done: Takes a finished block (:class:`wsiengine.tasks.base.Result`); what it raises stops the run.
         threads: Worker threads where no client is given.
         client: A ``distributed.Client``; its workers score, this process records.
     """
@@ -95,7 +96,7 @@ class _Shared:
         self._stopped = True
 
 
-def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[BlockScores], None], client: "Client") -> None:
+def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[Any], None], client: "Client") -> None:
     from distributed import as_completed
 
     ahead = _AHEAD * max(1, sum(client.nthreads().values()))
@@ -116,18 +117,17 @@ def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[BlockScor
 
 def map_array(plan: "Plan") -> "da.Array":
     """The probability map of a plan as a lazy array: (rows, cols, channels) uint8, chunked like the blocks."""
-    grid, side = plan.grid, plan.block_tiles
+    grid, side, task = plan.grid, plan.block_tiles, plan.task
     name = f"wsiengine-map-{dask.base.tokenize(plan.job.key if plan.job else plan.fingerprint, side)}"
     scores = f"{name}-scores"
     blocks = {(b.tiles.y0 // side, b.tiles.x0 // side): b for b in plan.blocks()}
     tasks = score_tasks(_job_of(plan), blocks.values(), scores)
-    row_edges = _chunk_edges(grid.rows.count, side, grid.rows.stride, grid.rows.extent)
-    col_edges = _chunk_edges(grid.cols.count, side, grid.cols.stride, grid.cols.extent)
+    row_edges, col_edges = task.edges(grid.rows, side), task.edges(grid.cols, side)
     channels = len(plan.layout.channels)
     for i, (y0, y1) in enumerate(itertools.pairwise(row_edges)):
         for j, (x0, x1) in enumerate(itertools.pairwise(col_edges)):
             cells = Box(y0, x0, y1, x1)
-            around = grid.covering(cells)
+            around = task.around(cells, grid)
             keys = [
                 (scores, blocks[at].tiles.y0, blocks[at].tiles.x0)
                 for at in itertools.product(
@@ -136,7 +136,7 @@ def map_array(plan: "Plan") -> "da.Array":
                 )
                 if at in blocks
             ]
-            tasks[(name, i, j, 0)] = (_map_chunk, grid, plan.layout, plan.analysed[cells.slices], cells, keys)
+            tasks[(name, i, j, 0)] = (_map_chunk, (task, plan.layout, grid), plan.analysed[cells.slices], cells, keys)
     chunks = (tuple(np.diff(row_edges).tolist()), tuple(np.diff(col_edges).tolist()), (channels,))
     return _array(tasks, name, chunks)
 
@@ -156,23 +156,11 @@ def _job_of(plan: "Plan") -> Job:
 
 
 def _map_chunk(
-    grid: TileGrid, layout: MapLayout, analysed: np.ndarray, cells: Box, blocks: list[BlockScores]
+    how: tuple[Task, MapLayout, TileGrid], analysed: np.ndarray, cells: Box, blocks: list[Result]
 ) -> np.ndarray:
-    """One chunk of the map from the score blocks around it."""
-    around = grid.covering(cells)
-    tiles = np.full((*around.shape, len(layout.channels)), np.nan, np.float32)
-    for block in blocks:
-        common = block.tiles.intersect(around)
-        if common:
-            here = block.scores[common.relative_to(block.tiles).slices]
-            tiles[common.relative_to(around).slices] = tile_probabilities(here, layout)
-    return blend(tiles, (around.y0, around.x0), analysed, grid, cells)
-
-
-def _chunk_edges(count: int, side: int, stride: int, extent: int) -> list[int]:
-    """Cell edges of the map's chunks: where a block's first tile starts; the last chunk takes what overhangs."""
-    starts = [first * stride for first in range(0, count, side)]
-    return [*starts, extent]
+    """One chunk of the map from the blocks around it."""
+    task, layout, grid = how
+    return task.chunk(layout, grid, analysed, cells, blocks)
 
 
 def pixel_array(slide: Slide, mpp: Mpp | float, chunk_px: int = 2048) -> "da.Array":

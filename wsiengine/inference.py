@@ -15,14 +15,14 @@ from wsiengine.errors import PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, summarise, write_annotations
 from wsiengine.grid import blocks_of
-from wsiengine.job import BlockScores
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.output import Workspace, refuse_gaps, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
 from wsiengine.result import Result
 from wsiengine.slides.base import Slide
-from wsiengine.tasks.classify import MapLayout
+from wsiengine.tasks import task_of
+from wsiengine.tasks.base import Gathered
 from wsiengine.tissue import tissue_cost
 from wsiengine.truth import Truth
 from wsiengine.wording import unreadable_words
@@ -101,7 +101,7 @@ def infer(
 def _settings(subject: Subject, outputs: Outputs | None) -> dict[str, Any]:
     """How the regions of a finished run would be drawn, were it run now."""
     asked = subject.request.threshold
-    threshold = MapLayout.of(subject.card).uncertain_below if asked is None else asked
+    threshold = task_of(subject.card.task).layout(subject.card).uncertain_below if asked is None else asked
     return asdict(Finish(threshold, **asdict(outputs or Outputs())))
 
 
@@ -120,13 +120,13 @@ def _run(
         try:
             prepared = prepare(subject, recovered.blobs)
         except PlanError:
-            if not recovered.tiles:
+            if not recovered.begun:
                 space.forget()  # a refused plan leaves nothing behind
             raise
         watch.add(prepared.seconds)
         _remember(journal, recovered, prepared)
         listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
-        scores = _score(prepared.plan, (journal, recovered), client, listener, watch)
+        gathered = _score(prepared.plan, (journal, recovered), client, listener, watch)
     if subject.slide.fingerprint() != subject.fingerprint:
         space.forget()  # nobody can say which of the blocks are of which slide
         raise UnreadableSlide(
@@ -134,7 +134,7 @@ def _run(
             hint="wait until it is copied or scanned completely, then run the same command again.",
         )
     with in_words(space.folder):
-        _finish((subject, prepared), scores, where, listener, watch)
+        _finish((subject, prepared), gathered, where, listener, watch)
 
 
 def default_folder(slide: str) -> Path:
@@ -164,27 +164,25 @@ def _score(
     client: "Client | None",
     listener: Listener,
     watch: Stopwatch,
-) -> np.ndarray:
-    """Scores of all wanted tiles: those of an earlier attempt, and the rest by running the graph."""
+) -> Gathered:
+    """The results of all wanted tiles: those of an earlier attempt, and the rest by running the graph."""
     from wsiengine.graph import run_blocks
 
     journal, recovered = past
-    scores = np.full((*plan.wanted.shape, plan.card.score_channels), np.nan, np.float32)
-    for tiles, values in recovered.tiles:
-        _fill(scores, BlockScores(tiles, values, {}))
-    left = plan.wanted & np.isnan(scores[..., 0])
+    gathered = plan.task.gather(plan, recovered)
+    left = plan.wanted & ~gathered.ran
     total, done = plan.tile_count, plan.tile_count - int(np.count_nonzero(left))
     if done:
         listener(Event("resume", {"done": done, "total": total}))
     listener(Event("progress", {"done": done, "total": total}))
 
-    def record(block: BlockScores) -> None:
+    def record(block: Any) -> None:
         nonlocal done
         with watch.stage("journal"):
-            journal.add_tiles(block.tiles, block.scores)
+            plan.task.record(journal, block)
         watch.add(block.seconds)
-        _fill(scores, block)
         with count_lock:
+            gathered.add(block)
             done += int(np.count_nonzero(left[block.tiles.slices]))
             listener(Event("progress", {"done": done, "total": total}))
 
@@ -195,18 +193,12 @@ def _score(
         with watch.stage("run (wall)"):
             blocks = blocks_of(left, plan.block_tiles)
             run_blocks(plan.job, blocks, record, threads=plan.options.worker_threads, client=client)
-    return scores
-
-
-def _fill(scores: np.ndarray, block: BlockScores) -> None:
-    """Copy the tiles that ``block`` has; blocks of an earlier attempt may have been cut otherwise."""
-    ran = ~np.isnan(block.scores[..., 0])
-    scores[block.tiles.slices][ran] = block.scores[ran]
+    return gathered
 
 
 def _finish(
     who: tuple[Subject, Prepared],
-    scores: np.ndarray,
+    gathered: Gathered,
     where: tuple[Workspace, Outputs],
     listener: Listener,
     watch: Stopwatch,
@@ -217,7 +209,7 @@ def _finish(
 
     (subject, prepared), (space, outputs) = who, where
     plan = prepared.plan
-    truth = Truth.of(plan, scores, subject.region)
+    truth = Truth.of(plan, gathered.arrays(), subject.region)
     finish = Finish(plan.threshold, **asdict(outputs))
     listener(Event("stage", {"name": "writing map, annotations and overlay"}))
     draft = space.draft()
@@ -229,11 +221,15 @@ def _finish(
         coded = truth.map()
         described = (truth.layout, plan.lattice)
         write_store(
-            draft / "probability.zarr", coded, (scores, plan.analysed), described, _store_facts(truth, subject, finish)
+            draft / "probability.zarr",
+            coded,
+            (truth.arrays, plan.analysed),
+            described,
+            _store_facts(truth, subject, finish),
         )
     with watch.stage("annotations"):
         annotations = make_annotations(truth, coded, finish)
-        summary = summarise(truth, annotations) | _unreadable(plan, scores, listener)
+        summary = summarise(truth, annotations) | _unreadable(plan, gathered.ran, listener)
         write_annotations(truth, annotations, finish, draft)
     with watch.stage("overlay"):
         title = f"{subject.card.name} {subject.card.version}"
@@ -247,13 +243,13 @@ def _finish(
     space.publish()
 
 
-def _unreadable(plan: Plan, scores: np.ndarray, listener: Listener) -> dict[str, int]:
+def _unreadable(plan: Plan, ran: np.ndarray, listener: Listener) -> dict[str, int]:
     """For the summary: how many tiles a damaged slide kept to itself (``on_bad_tile="skip"``), if any.
 
     Raises:
         UnreadableSlide: Not one tile could be read.
     """
-    count = int(np.count_nonzero(plan.wanted & np.isnan(scores[..., 0])))
+    count = int(np.count_nonzero(plan.wanted & ~ran))
     if count == plan.tile_count:
         raise UnreadableSlide("No tile of the slide could be read.", hint="copy it again from its origin.")
     if not count:

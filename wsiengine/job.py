@@ -8,13 +8,13 @@ import pickle
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from wsiengine.dense import block_box_px, window_means
+from wsiengine.dense import block_box_px
 from wsiengine.errors import ScoreError
 from wsiengine.geometry import Box
 from wsiengine.grid import Block, TileGrid
@@ -22,6 +22,8 @@ from wsiengine.models.runtime import Runtime
 from wsiengine.normalise import Normaliser
 from wsiengine.slides.base import Slide
 from wsiengine.slides.tolerant import TolerantSlide
+from wsiengine.tasks import task_of
+from wsiengine.tasks.base import Result, Task, View
 
 _OPEN: "OrderedDict[str, Job]" = OrderedDict()  # jobs of this process, by key
 _OPEN_LOCK = Lock()
@@ -38,6 +40,7 @@ class Job:
         runtime: The one model session of this process.
         normaliser: Fitted recipe.
         grid: The tile grid.
+        wanted: (tile rows, tile cols) bool: the tiles of the whole run.
         dense: Run the network over whole blocks and read the tiles' scores off its map (:mod:`wsiengine.dense`).
     """
 
@@ -46,11 +49,16 @@ class Job:
     runtime: Runtime
     normaliser: Normaliser
     grid: TileGrid
+    wanted: np.ndarray
     dense: bool = False
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.runtime.card.task)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Packed twice, so that a worker that has the job open never unpacks (and re-opens) slide and session.
-        parts = pickle.dumps((self.slide, self.runtime, self.normaliser, self.grid, self.dense))
+        parts = pickle.dumps((self.slide, self.runtime, self.normaliser, self.grid, self.wanted, self.dense))
         return _open_once, (self.key, parts)
 
 
@@ -66,7 +74,7 @@ def _open_once(key: str, parts: bytes) -> Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockScores:
-    """What a block yields.
+    """What a block of a classifier yields.
 
     Attributes:
         tiles: The block's box in tile units.
@@ -78,42 +86,48 @@ class BlockScores:
     scores: np.ndarray
     seconds: Mapping[str, float]
 
+    @property
+    def ran(self) -> np.ndarray:
+        """(tiles.height, tiles.width) bool."""
+        return ~np.isnan(self.scores[..., 0])
 
-def score_block(job: Job, block: Block) -> BlockScores:
-    """Score the wanted tiles of a block: the one function that every run and every lazy array is made of.
+
+def score_block(job: Job, block: Block) -> Any:
+    """Finish the wanted tiles of a block: the one function that every run and every lazy array is made of.
+
+    Returns:
+        The :class:`~wsiengine.tasks.base.Result` of the job's task; of a classifier :class:`BlockScores`.
 
     Raises:
         UnreadableSlide: A file tile under the block cannot be decoded.
         ScoreError: The model returned NaN or infinity; names the place.
     """
     grid, halo = job.grid, job.normaliser.halo_px
-    box = _box_px(job, block)
+    tiles = job.task.reach(block, grid, job.wanted)
+    box = _box_px(job, tiles)
     started = time.perf_counter()
     pixels, bad = _read(job, box.grow(halo) if halo else box)
     read = time.perf_counter()
     pixels = job.normaliser.apply(pixels, box)
     normalised = time.perf_counter()
-    corners = block.origins_px(grid) - (box.y0, box.x0)
+    corners = tiles.origins_px(grid) - (box.y0, box.x0)
+    touched = None if bad is None else _touched(job, bad, corners + halo)
     if job.normaliser.tile_steps:
         pixels, corners = _tile_by_tile(job, pixels, corners)
     try:
-        values = _window_scores(job, pixels, corners) if job.dense else job.runtime.scores(pixels, corners)
+        result: Result = job.task.score(job, block, View(tiles, pixels, corners, touched))
     except ScoreError as error:
         fy, fx = grid.lattice.l0_per_px
         raise ScoreError(
             f"{error.message} The block starts at x {box.x0 * fx:,.0f}, y {box.y0 * fy:,.0f} (level-0 pixels).",
             hint=error.hint,
         ) from error
-    scores = np.full((*block.tiles.shape, values.shape[1]), np.nan, np.float32)
-    scores[block.wanted] = values
-    if bad is not None:
-        scores[block.wanted] = np.where(_touched(job, bad, corners + halo)[:, None], np.nan, values)
     seconds = {
         "read": read - started,
         "normalise": normalised - read,
         "model": time.perf_counter() - normalised,
     }
-    return BlockScores(block.tiles, scores, seconds)
+    return replace(result, seconds=seconds)  # type: ignore[type-var]
 
 
 def _read(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
@@ -147,11 +161,3 @@ def _tile_by_tile(job: Job, pixels: np.ndarray, corners: np.ndarray) -> tuple[np
         tile = pixels[y : y + side, x : x + side]
         column[index * side : (index + 1) * side] = job.normaliser.apply_to_tile(tile)
     return column, np.stack([np.arange(len(corners)) * side, np.zeros(len(corners), np.int64)], axis=1)
-
-
-def _window_scores(job: Job, pixels: np.ndarray, corners_px: np.ndarray) -> np.ndarray:
-    """Scores of tiles from one run of the network over the block."""
-    card, cell_px = job.runtime.card, job.grid.lattice.cell_px
-    return window_means(
-        job.runtime.maps(pixels), corners_px // cell_px, job.grid.rows.tile, gated=card.gate is not None
-    )

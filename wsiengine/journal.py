@@ -4,8 +4,9 @@ File: the 8 bytes ``WSIJRNL1``, then records. A record is a 20-byte head (kind, 
 head so far, payload length) and the payload. Data and record are the same write, so a record that reads back whole
 is finished and nothing else is; a torn tail is cut off on the next opening.
 
-Kinds: a JSON header (the run's identity), named blobs (tissue mask, fitted stain), and scored tiles
-(their box in the tile grid and float32 scores).
+Kinds: a JSON header (the run's identity), named blobs (tissue mask, fitted stain), scored tiles
+(their box in the tile grid and float32 scores), and, for tasks that yield no table of scores, blocks
+(their box, which of its tiles are finished, and bytes of the task's own).
 """
 
 import errno
@@ -29,15 +30,22 @@ from wsiengine.geometry import Box
 _MAGIC = b"WSIJRNL1"
 _HEAD = struct.Struct("<4sIIQ")  # kind, CRC of payload, CRC of kind + length, length
 _TILES = struct.Struct("<5q")  # y0, x0, y1, x1 in tile units, channels
+_BLOCK = struct.Struct("<4q")  # y0, x0, y1, x1 in tile units
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What an existing journal holds."""
+    """What an existing journal holds: ``tiles`` and ``blocks`` as they were added."""
 
     header: Mapping[str, Any]
     blobs: Mapping[str, bytes]
     tiles: tuple[tuple[Box, np.ndarray], ...]
+    blocks: tuple[tuple[Box, np.ndarray, bytes], ...] = ()
+
+    @property
+    def begun(self) -> bool:
+        """Whether any block was finished."""
+        return bool(self.tiles or self.blocks)
 
 
 class Journal:
@@ -106,6 +114,17 @@ class Journal:
         head = _TILES.pack(tiles.y0, tiles.x0, tiles.y1, tiles.x1, data.shape[2])
         self._append(b"TILE", head + data.tobytes())
 
+    def add_block(self, tiles: Box, ran: np.ndarray, payload: bytes) -> None:
+        """Store what a block yielded.
+
+        Args:
+            tiles: The block's box in tile units.
+            ran: (tiles.height, tiles.width) bool: tiles that are finished with this.
+            payload: Bytes that the task reads again.
+        """
+        head = _BLOCK.pack(tiles.y0, tiles.x0, tiles.y1, tiles.x1)
+        self._append(b"BLCK", head + np.packbits(ran).tobytes() + payload)
+
     def close(self) -> None:
         with self._lock:
             if self._fd >= 0:
@@ -152,6 +171,7 @@ def _read(path: Path) -> tuple[Recovered, int]:
     header: Mapping[str, Any] | None = None
     blobs: dict[str, bytes] = {}
     tiles: list[tuple[Box, np.ndarray]] = []
+    blocks: list[tuple[Box, np.ndarray, bytes]] = []
     end = len(_MAGIC)
     with in_words(path):
         data = path.read_bytes()
@@ -165,12 +185,21 @@ def _read(path: Path) -> tuple[Recovered, int]:
             y0, x0, y1, x1, channels = _TILES.unpack_from(payload)
             values = np.frombuffer(payload, "<f4", offset=_TILES.size).reshape(y1 - y0, x1 - x0, channels)
             tiles.append((Box(y0, x0, y1, x1), values))
+        elif kind == b"BLCK":
+            blocks.append(_block(payload))
     if header is None:
         raise OutputError(
             f"{path} is not a journal of an unfinished run, or its beginning is damaged.",
             hint="--overwrite starts the run anew.",
         )
-    return Recovered(header, blobs, tuple(tiles)), end
+    return Recovered(header, blobs, tuple(tiles), tuple(blocks)), end
+
+
+def _block(payload: bytes) -> tuple[Box, np.ndarray, bytes]:
+    box = Box(*_BLOCK.unpack_from(payload))
+    start = _BLOCK.size + -(-box.area // 8)
+    bits = np.frombuffer(payload[_BLOCK.size : start], np.uint8)
+    return box, np.unpackbits(bits, count=box.area).astype(bool).reshape(box.shape), payload[start:]
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:

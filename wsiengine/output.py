@@ -111,7 +111,7 @@ class Workspace:
         if not path.exists():
             return self._new_journal()
         there = read_journal(path)
-        if not there.tiles and _flat(there.header) != _flat(self._identity):
+        if not there.begun and _flat(there.header) != _flat(self._identity):
             return self._new_journal()  # it ended before its first block: there is nothing to lose
         refuse_other(self.folder, there.header, self._identity, "an unfinished run")
         return Journal.resume(path)

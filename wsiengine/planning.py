@@ -14,11 +14,13 @@ import numpy as np
 from wsiengine.dense import block_box_px
 from wsiengine.dense import block_tiles as dense_block_tiles
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
-from wsiengine.geometry import Lattice
+from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.models.card import Card
 from wsiengine.slides.base import SlideInfo
 from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, require_mpp
+from wsiengine.tasks import task_of
+from wsiengine.tasks.base import Task
 from wsiengine.tasks.classify import MapLayout
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
 _MIB = 1 << 20
 _BASE_BYTES = 256 * _MIB  # libraries, kernels (compiling them too), the overlay picture: measured 190 to 260
-_ACTIVATION_BYTES_PER_PX = 288  # live activations of a session per input pixel; ResNet-18 and MobileNetV2, measured
 _TISSUE_BYTES_PER_UM2 = 28 / 64  # 28 bytes per pixel of 8 µm while the tissue is found, measured
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
@@ -97,8 +98,22 @@ class Plan:
         return self.grid.lattice
 
     @property
+    def task(self) -> Task:
+        """What the model does with a block, and with what comes of it."""
+        return task_of(self.card.task)
+
+    @property
     def tile_count(self) -> int:
         return int(np.count_nonzero(self.wanted))
+
+    def reaches(self) -> Iterator[Block]:
+        """For each block the tiles that are run for it; more than its own where outputs of tiles are blended."""
+        return (self.task.reach(block, self.grid, self.wanted) for block in self.blocks())
+
+    @property
+    def runs(self) -> int:
+        """Tiles put through the model, counting those again that several blocks need."""
+        return sum(tiles.tile_count for tiles in self.reaches())
 
     @property
     def threshold(self) -> float:
@@ -120,7 +135,7 @@ class Plan:
         if self.options.mode == "dense":
             halo = self.card.dense.halo_px if self.card.dense else 0
             return sum(block_box_px(block.tiles, self.grid).grow(halo).area for block in self.blocks())
-        return sum(block.box_px(self.grid).area for block in self.blocks())
+        return sum(tiles.box_px(self.grid).area for tiles in self.reaches())
 
     @property
     def read_bytes(self) -> int:
@@ -190,9 +205,18 @@ def _block_side(plan: Plan) -> int:
 def block_bytes(plan: Plan, side: int) -> int:
     """Pixels of one block in memory: as read from the best level, resampled, and normalised."""
     grid = plan.grid
-    side_px = (min(side, max(grid.shape)) - 1) * grid.stride_px + grid.tile_px
-    by_tile = 3 * (side * grid.tile_px) ** 2 if plan.job and plan.job.normaliser.tile_steps else 0
+    across = _tiles_across(plan, side)
+    side_px = (across - 1) * grid.stride_px + grid.tile_px
+    by_tile = 3 * (across * grid.tile_px) ** 2 if plan.job and plan.job.normaliser.tile_steps else 0
     return int(3 * _with_halo(plan, side_px) ** 2 * (source_px_per_px(plan) + 2)) + by_tile
+
+
+def _tiles_across(plan: Plan, side: int) -> int:
+    """Tiles run along the longer side of a block: of one in the middle, with neighbours wherever there are any."""
+    rows, cols = (min(side, count) for count in plan.grid.shape)
+    y, x = ((count - n) // 2 for count, n in zip(plan.grid.shape, (rows, cols), strict=True))
+    block = Block(Box(y, x, y + rows, x + cols), np.ones((rows, cols), bool))
+    return max(plan.task.reach(block, plan.grid, np.ones(plan.grid.shape, bool)).tiles.shape)
 
 
 def _with_halo(plan: Plan, side_px: int) -> int:
@@ -218,13 +242,13 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
         run_px = _with_halo(plan, (min(side, max(plan.grid.shape)) - 1) * plan.grid.stride_px + plan.grid.tile_px) ** 2
-    activations = run_px * _ACTIVATION_BYTES_PER_PX
+    activations = run_px * plan.task.activation_bytes_per_px
     slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     return {
         "the libraries": _BASE_BYTES,
         "the model's weights": 3 * plan.weights_bytes,
         "the tissue mask": int(slide_um2 * _TISSUE_BYTES_PER_UM2),
-        "the map": 12 * plan.analysed.size + 8 * plan.wanted.size * plan.card.score_channels,
+        "the map": plan.task.memory(plan),
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
         f"the model's work in each of {threads} threads": threads * activations,
     }
@@ -257,14 +281,15 @@ def lattice_for(info: SlideInfo, card: Card) -> Lattice:
             f"{PLAUSIBLE_MPP[1]:g} µm/px).",
             hint="a 40× scan has about 0.25 µm/px, a 20× scan about 0.5.",
         )
-    zoom = mpp.mean / card.input.mpp.mean
+    wanted = card.input.fixed_mpp
+    zoom = mpp.mean / wanted.mean
     if zoom > FINEST_ZOOM:
         raise ResolutionError(
-            f"The slide has {mpp}, {card.name} was made for {card.input.mpp}: {zoom:.1f}× too coarse to show "
+            f"The slide has {mpp}, {card.name} was made for {wanted}: {zoom:.1f}× too coarse to show "
             "what the model looks for.",
             hint="use a slide scanned at higher magnification, or correct its µm/px with --mpp.",
         )
-    return Lattice(info.size_l0, mpp, card.input.mpp, card.output_stride_px)
+    return Lattice(info.size_l0, mpp, wanted, card.output_stride_px)
 
 
 def choose_tiles(

@@ -35,7 +35,7 @@ from wsiengine.regions import load_region, points_inside, rasterise
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
 from wsiengine.slides.tolerant import TolerantSlide
-from wsiengine.tasks.classify import MapLayout
+from wsiengine.tasks import task_of
 from wsiengine.tissue import TissueMask, find_tissue
 
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
@@ -215,7 +215,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         path=slide.path,
         info=slide.info,
         card=subject.card,
-        layout=MapLayout.of(subject.card),
+        layout=task_of(subject.card.task).layout(subject.card),
         grid=grid,
         wanted=wanted,
         analysed=analysed,
@@ -224,7 +224,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         tissue_um2=_tissue_um2(cells, inside, grid.lattice),
         fingerprint=subject.fingerprint,
         weights_bytes=subject.card.model_path.stat().st_size,
-        job=Job(subject.key, slide, subject.runtime, normaliser, grid, mode == "dense"),
+        job=Job(subject.key, slide, subject.runtime, normaliser, grid, wanted, mode == "dense"),
     )
     return Prepared(make_plan(plan), tissue, normaliser, {"tissue": found - started, "stain fit": fitted - found})
 

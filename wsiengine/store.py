@@ -3,8 +3,9 @@
 ``probability.zarr`` is one Zarr v3 group::
 
     0, 1, 2, …     uint8 (channels, rows, cols), sharded; 0 = not analysed, 1–255 = (v − 1) / 254; each level halves
-    truth/scores   float32 (tile rows, tile cols, score channels) as the model gave them; NaN where not run
     truth/analysed uint8 (rows, cols): cells that the run was to fill
+    truth/scores   of a classifier: float32 (tile rows, tile cols, score channels) as the model gave them; NaN where
+                   not run. Other tasks keep other arrays there (:mod:`wsiengine.tasks.base`)
 
 The only importer of zarr.
 """
@@ -33,21 +34,35 @@ class Stored:
 
     Attributes:
         coded: zarr array (channels, rows, cols) uint8: the map at full resolution, read on demand.
-        scores: zarr array (tile rows, tile cols, score channels) float32.
-        analysed: zarr array (rows, cols) uint8.
+        truth: The arrays under ``truth/`` by name, each read on demand.
         attributes: What :func:`write_store` was given.
     """
 
     coded: Any
-    scores: Any
-    analysed: Any
+    truth: Mapping[str, Any]
     attributes: Mapping[str, Any]
+
+    @property
+    def scores(self) -> Any:
+        """zarr array (tile rows, tile cols, score channels) float32, of a classifier."""
+        return self.truth["scores"]
+
+    @property
+    def analysed(self) -> Any:
+        """zarr array (rows, cols) uint8."""
+        return self.truth["analysed"]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the task had gathered, read into memory; see :func:`write_store`."""
+        names = self.attributes.get("arrays", ["scores"])
+        coded = {"map": np.moveaxis(self.coded[...], 0, -1)} if "map" in names else {}
+        return coded | {name: self.truth[name][...] for name in names if name != "map"}
 
 
 def write_store(
     path: Path,
     coded: np.ndarray,
-    truth: tuple[np.ndarray, np.ndarray],
+    truth: tuple[Mapping[str, np.ndarray], np.ndarray],
     describe: tuple[MapLayout, Lattice],
     attributes: Mapping[str, Any],
 ) -> None:
@@ -56,7 +71,7 @@ def write_store(
     Args:
         path: Folder to make; must not exist.
         coded: (rows, cols, channels) uint8 map.
-        truth: scores (tile rows, tile cols, score channels) float32, and analysed (rows, cols) bool.
+        truth: The task's arrays by name, and analysed (rows, cols) bool. An array called ``map`` is ``coded`` itself.
         describe: What the channels mean, and the lattice (for the physical scale).
         attributes: JSON-able facts about the run, stored under ``wsiengine``.
     """
@@ -64,13 +79,16 @@ def write_store(
     pyramid = [coded]
     while max(pyramid[-1].shape[:2]) > _SMALLEST:
         pyramid.append(overview(pyramid[-1]))
+    arrays, analysed = truth
+    facts = dict(attributes) if "scores" in arrays else {**attributes, "arrays": sorted(arrays)}
     ome = _ome_attributes(layout, lattice, len(pyramid))
-    root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes={"ome": ome, "wsiengine": dict(attributes)})
+    root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes={"ome": ome, "wsiengine": facts})
     for level, image in enumerate(pyramid):
         _write_image(root, str(level), image)
-    scores, analysed = truth
     folder = root.create_group("truth")
-    _write_array(folder, "scores", scores.astype(np.float32), np.nan)
+    for name, values in arrays.items():
+        if name != "map":
+            _write_array(folder, name, values, np.nan if values.dtype.kind == "f" else 0)
     _write_array(folder, "analysed", analysed.astype(np.uint8), 0)
 
 
@@ -92,7 +110,7 @@ def _write_image(group: Any, name: str, image: np.ndarray) -> None:
 
 
 def _write_array(group: Any, name: str, values: np.ndarray, fill: float) -> None:
-    chunks = tuple(min(n, 512) for n in values.shape)
+    chunks = tuple(max(1, min(n, 512)) for n in values.shape)
     group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, fill_value=fill)[...] = values
 
 
@@ -146,8 +164,7 @@ def open_store(path: Path) -> Stored:
             root = zarr.open_group(str(path), mode="r")
             return Stored(
                 root["0"],
-                root["truth/scores"],
-                root["truth/analysed"],
+                dict(root["truth"].arrays()),  # type: ignore[union-attr]
                 dict(root.attrs)["wsiengine"],  # type: ignore[arg-type]
             )
     except (FileNotFoundError, KeyError, ValueError) as error:

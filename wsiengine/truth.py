@@ -1,4 +1,7 @@
-"""The truth of a finished run: scores and what they mean. Map, labels and polygons are pure functions of it."""
+"""The truth of a finished run: what its blocks yielded and what it means.
+
+Map, labels, objects and polygons are pure functions of it, which the run's task knows (:mod:`wsiengine.tasks.base`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,64 +12,72 @@ import numpy as np
 
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.grid import TileGrid
-from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
+from wsiengine.tasks import task_of
+from wsiengine.tasks.base import Task
+from wsiengine.tasks.classify import MapLayout
 
 if TYPE_CHECKING:
     from wsiengine.planning import Plan
 
-_STRIP = 1024  # cells blended at a time
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """Scores of one slide by one model, with the lattice they stand on.
+    """What one model found on one slide, with the lattice it stands on.
 
     Attributes:
         layout: What the channels mean.
         grid: The tile grid.
-        scores: (tile rows, tile cols, score channels) float32, raw; NaN where a tile was not run.
+        arrays: The task's own arrays by name, such as ``scores``.
         analysed: (rows, cols) bool: cells that the map fills.
         fingerprint: sha256 of the slide.
         key: sha256 of the run's identity.
         bounds_l0: The scanned part where the file states one (QuPath's origin is its corner).
         region_wkt: The region that limits the run, level-0 pixels, as well-known text; None without.
+        task_name: What the model does.
     """
 
     layout: MapLayout
     grid: TileGrid
-    scores: np.ndarray
+    arrays: Mapping[str, np.ndarray]
     analysed: np.ndarray
     fingerprint: str
     key: str
     bounds_l0: Box | None = None
     region_wkt: str | None = None
+    task_name: str = "classify"
 
     @classmethod
-    def of(cls, plan: "Plan", scores: np.ndarray, region: Any) -> "Truth":
-        """The truth of a plan whose tiles have been scored; ``region`` is its shapely geometry or None."""
+    def of(cls, plan: "Plan", arrays: Mapping[str, np.ndarray], region: Any) -> "Truth":
+        """The truth of a plan whose blocks are finished; ``region`` is its shapely geometry or None."""
         if plan.job is None:
             raise ValueError("this plan was made without a job")
         wkt = None if region is None else region.wkt
-        return cls(
-            plan.layout, plan.grid, scores, plan.analysed, plan.fingerprint, plan.job.key, plan.info.bounds_l0, wkt
-        )
+        bounds = plan.info.bounds_l0
+        key = plan.job.key
+        return cls(plan.layout, plan.grid, arrays, plan.analysed, plan.fingerprint, key, bounds, wkt, plan.task.name)
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.task_name)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Of a classifier: (tile rows, tile cols, score channels) float32, raw; NaN where a tile was not run."""
+        return self.arrays["scores"]
+
+    @property
+    def ran(self) -> np.ndarray:
+        """(tile rows, tile cols) bool: tiles that were run."""
+        return self.arrays["ran"].astype(bool) if "ran" in self.arrays else ~np.isnan(self.scores[..., 0])
 
     def map(self) -> np.ndarray:
         """The probability map: (rows, cols, channels) uint8, 0 = not analysed."""
-        extent = self.grid.lattice.extent_cells
-        out = np.zeros((*extent.shape, len(self.layout.channels)), np.uint8)
-        for cells in Box.of(extent).pieces(_STRIP, _STRIP):
-            analysed = self.analysed[cells.slices]
-            if analysed.any():
-                around = self.grid.covering(cells)
-                tiles = tile_probabilities(self.scores[around.slices], self.layout)
-                out[cells.slices] = blend(tiles, (around.y0, around.x0), analysed, self.grid, cells)
-        return out
+        return self.task.map(self)
 
     def tile_counts(self) -> np.ndarray:
         """(rows, cols) int32: tiles that were run, counted in the cell that holds their centre."""
         counts = np.zeros(self.analysed.shape, np.int32)
-        i, j = np.nonzero(~np.isnan(self.scores[..., 0]))
+        i, j = np.nonzero(self.ran)
         rows, cols = self.grid.rows, self.grid.cols
         y = np.minimum(i * rows.stride + rows.tile // 2, rows.extent - 1)
         x = np.minimum(j * cols.stride + cols.tile // 2, cols.extent - 1)
@@ -78,6 +89,7 @@ class Truth:
         lattice = self.grid.lattice
         box = self.bounds_l0
         return {
+            **({"task": self.task_name} if self.task_name != "classify" else {}),
             "layout": asdict(self.layout),
             "lattice": {
                 "size_l0": list(lattice.slide_l0.shape),
@@ -108,16 +120,17 @@ class Truth:
         shape = facts["lattice"]
         lattice = Lattice(Size(*shape["size_l0"]), Mpp(*shape["slide_mpp"]), Mpp(*shape["mpp"]), int(shape["cell_px"]))
         overlap = 1 - facts["stride_px"] / facts["tile_px"]
-        fields = {k: _tuples(v) for k, v in facts["layout"].items()}
+        task = task_of(facts.get("task", "classify"))
         return cls(
-            MapLayout(**fields),
+            task.stored_layout({k: _tuples(v) for k, v in facts["layout"].items()}),
             TileGrid.cover(lattice, facts["tile_px"], overlap),
-            stored.scores[...],
+            stored.arrays(),
             stored.analysed[...].astype(bool),
             facts["fingerprint"],
             facts["key"],
             Box(*facts["bounds_l0"]) if facts["bounds_l0"] else None,
             facts["region"],
+            task.name,
         )
 
 
