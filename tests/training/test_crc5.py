@@ -11,7 +11,7 @@ from tests.training.fields import write_sets
 from wsiengine.errors import OutputConflict, WsiError
 from wsiengine.models.card import load_card
 from wsiengine.models.runtime import Runtime
-from wsiengine.training import export, figures, loop, mobilenet, release, scoring, validate
+from wsiengine.training import cells, export, figures, loop, release, scoring, validate
 from wsiengine.training.crc5 import RECIPE
 from wsiengine.training.data import read_fields
 
@@ -28,12 +28,12 @@ def fields(tmp_path_factory):
 def small(monkeypatch):
     """A narrow network that starts from chance instead of ImageNet."""
 
-    class Narrow(mobilenet.CellNet):
-        def __init__(self, classes, width=0.25):
-            super().__init__(classes, width)
+    class Narrow(cells.CellNet):
+        def __init__(self, classes, width=0.25, **kind):
+            super().__init__(classes, width, **kind)
 
     monkeypatch.setattr(loop, "CellNet", Narrow)
-    monkeypatch.setattr(mobilenet.MobileNetV2, "load_imagenet", lambda self, path: None)
+    monkeypatch.setattr(loop, "load_weights", lambda backbone, file: None)
 
 
 @pytest.fixture

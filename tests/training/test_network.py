@@ -9,9 +9,10 @@ import torch
 
 from tests.data import data_dir
 from wsiengine.errors import IntegrityError
+from wsiengine.training.cells import CellNet
 from wsiengine.training.crc5 import BACKBONE
 from wsiengine.training.export import export_onnx, widened
-from wsiengine.training.mobilenet import CELL_OFFSET_PX, STRIDE_PX, CellNet, MobileNetV2
+from wsiengine.training.mobilenet import CELL_OFFSET_PX, STRIDE_PX, MobileNetV2
 from wsiengine.training.release import ROWS
 from wsiengine.training.tflite import read_convolutions
 

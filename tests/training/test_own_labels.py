@@ -13,7 +13,7 @@ from tests.training.fields import draw
 from wsiengine.errors import UnreadableSlide, WsiError
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
-from wsiengine.training import loop, mobilenet, recipe
+from wsiengine.training import cells, loop, recipe
 from wsiengine.training.data import check_leak
 from wsiengine.training.tables import read_labels, split_by_case
 
@@ -150,12 +150,12 @@ def test_bad_recipes_get_words(tmp_path, text, words):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    class Narrow(mobilenet.CellNet):
-        def __init__(self, classes, width=0.25):
-            super().__init__(classes, width)
+    class Narrow(cells.CellNet):
+        def __init__(self, classes, width=0.25, **kind):
+            super().__init__(classes, width, **kind)
 
     monkeypatch.setattr(loop, "CellNet", Narrow)
-    monkeypatch.setattr(mobilenet.MobileNetV2, "load_imagenet", lambda self, path: None)
+    monkeypatch.setattr(loop, "load_weights", lambda backbone, file: None)
     (tmp_path / "b.tflite").write_bytes(b"")
     said = {"name": "mine", "mpp": 0.5, "source_mpp": 0.5, "iterations": 3, "backbone": str(tmp_path / "b.tflite")}
     (tmp_path / "r.json").write_text(json.dumps(said | {"threads": 1}), encoding="utf-8")

@@ -12,7 +12,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from wsiengine.training.mobilenet import CellNet, ConvUnit, InvertedResidual
+from wsiengine.training.cells import CellNet
+from wsiengine.training.mobilenet import ConvUnit, InvertedResidual
 
 _OPSET, _IR = 17, 8
 

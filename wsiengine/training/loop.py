@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from wsiengine.errors import OutputConflict, WsiError
+from wsiengine.training.backbones import load_weights
+from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.data import Field, load
-from wsiengine.training.mobilenet import STRIDE_PX, CellNet
 from wsiengine.training.sampling import UNREADABLE, Batch, Sampler
 from wsiengine.training.scoring import Predict
 
@@ -111,7 +112,7 @@ def train(fields: list[Field], recipe: Recipe, *, backbone: Path, out: Path) -> 
     pixels = [load(f, recipe.mpp) for f in recipe.chosen(fields)]
     sampler = Sampler(pixels, recipe.classes, recipe.joins, recipe.shares, cell_px=STRIDE_PX, seed=recipe.seed)
     network = CellNet(len(recipe.classes))
-    network.backbone.load_imagenet(backbone)
+    load_weights(network.backbone, backbone)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
     average = CellNet(len(recipe.classes))
     average.load_state_dict(network.state_dict())
@@ -172,8 +173,7 @@ class _Trainer:
         self.iteration = 0
         self._out, self._started = out, time.monotonic()
         self._losses: list[tuple[float, float, float]] = []
-        for block in network.backbone.blocks[: recipe.frozen_blocks]:
-            block.requires_grad_(False)
+        network.backbone.freeze(recipe.frozen_blocks)
         body = [p for p in network.backbone.parameters() if p.requires_grad]
         heads = [*network.head.parameters(), *network.gate.parameters()]
         groups = [{"params": body, "lr": recipe.rate}, {"params": heads, "lr": recipe.head_rate}]

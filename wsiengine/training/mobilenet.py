@@ -1,8 +1,5 @@
 """MobileNetV2 (Sandler et al. 2018) with batch normalisation folded away, as a fully convolutional network.
 
-Its head is linear and comes after the last convolution, so that the mean of its class-activation map *is* the score
-(Zhou et al. 2016): dense windows and heat maps come from the same weights.
-
 The ImageNet weights were trained with TensorFlow's padding, which puts the border of a strided convolution at the
 bottom and right and so centres cell i on pixel 32 i + 31. Padding a strided layer at the top and left instead shifts
 its sampling by one of its own pixels and leaves what it computes unchanged. Doing so in the last strided layer alone
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from wsiengine.errors import IntegrityError
+from wsiengine.training.backbone import CENTRED, Backbone
 from wsiengine.training.tflite import read_convolutions
 
 STRIDE_PX = 32
@@ -65,15 +63,19 @@ def _pointwise(channels_in: int, channels_out: int, *, clipped: bool) -> ConvUni
     return ConvUnit(nn.Conv2d(channels_in, channels_out, 1), (0, 0, 0, 0), clipped=clipped)
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Backbone):
     """The backbone: float [-1, 1] (N, 3, H, W) -> features (N, features, H/32, W/32); H, W multiples of 32.
 
     Args:
         width: Multiplies all channel counts; 1.0 for the ImageNet weights, less in tests.
     """
 
+    blocks: nn.ModuleList
+    offset_px = CELL_OFFSET_PX
+    halo_px = 256
+
     def __init__(self, width: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(CENTRED)
 
         def scaled(channels: int) -> int:
             return max(8, int(channels * width))
@@ -81,7 +83,9 @@ class MobileNetV2(nn.Module):
         channels = scaled(32)
         stem = ConvUnit(nn.Conv2d(3, channels, 3, 2), (0, 1, 0, 1), clipped=True)
         blocks: list[nn.Module] = [stem]
+        reached, ends = 2, {}
         for expand, out, repeats, stage_stride in _STAGES:
+            reached *= stage_stride
             for i in range(repeats):
                 stride = stage_stride if i == 0 else 1
                 hidden, target = channels * expand, scaled(out)
@@ -89,19 +93,11 @@ class MobileNetV2(nn.Module):
                 units += [_spatial(hidden, hidden, stride, last=out == 160), _pointwise(hidden, target, clipped=False)]
                 blocks.append(InvertedResidual(units, residual=stride == 1 and channels == target))
                 channels = target
-        self.features = scaled(1280)
-        blocks.append(_pointwise(channels, self.features, clipped=True))
+            ends[reached] = (len(blocks), channels)
+        blocks.append(_pointwise(channels, scaled(1280), clipped=True))
+        ends[32] = (len(blocks), scaled(1280))
         self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor, frozen: int = 0) -> Tensor:
-        """Features; the first ``frozen`` blocks learn nothing and are run in bfloat16, for speed."""
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            for block in self.blocks[:frozen]:
-                x = block(x)
-        x = x.float()
-        for block in self.blocks[frozen:]:
-            x = block(x)
-        return x
+        self.chain(blocks, {stride: end for stride, end in ends.items() if stride > 2})
 
     def load_imagenet(self, path: Path) -> None:
         """Fill in the ImageNet weights of a TensorFlow Lite file (width 1.0).
@@ -121,34 +117,3 @@ class MobileNetV2(nn.Module):
                 unit.conv.weight.copy_(torch.from_numpy(layer.weight))
                 assert unit.conv.bias is not None
                 unit.conv.bias.copy_(torch.from_numpy(layer.bias))
-
-
-class CellNet(nn.Module):
-    """Backbone, class head and epithelium head, both linear per cell.
-
-    Args:
-        classes: Number of classes trained.
-        width: As for the backbone.
-    """
-
-    def __init__(self, classes: int, width: float = 1.0) -> None:
-        super().__init__()
-        self.width = width
-        self.backbone = MobileNetV2(width)
-        self.head = nn.Conv2d(self.backbone.features, classes, 1)
-        self.gate = nn.Conv2d(self.backbone.features, 1, 1)
-        self.dropout = nn.Dropout(0.2)
-        for layer in (self.head, self.gate):
-            nn.init.normal_(layer.weight, std=0.01)
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, pixels: Tensor, frozen: int = 0) -> tuple[Tensor, Tensor]:
-        """Class-activation map (N, classes, h, w) and epithelium logits (N, h, w) of uint8 pixels (N, 3, H, W).
-
-        A cell speaks as far as it shows epithelium: stroma tells laboratories apart, not diagnoses. The gate learns
-        from masks alone, not from what would help the classes.
-        """
-        features = self.dropout(self.backbone(pixels.float() / 127.5 - 1.0, frozen))
-        gate = self.gate(features)
-        return self.head(features) * gate.sigmoid().detach(), gate[:, 0]
