@@ -67,7 +67,8 @@ class DenseNet(Backbone):
                 steps.append(transition)
                 channels //= 2
         parts["norm5"] = nn.BatchNorm2d(channels)
-        steps.append(nn.Sequential(parts["norm5"], nn.ReLU()))
+        parts["relu5"] = nn.ReLU()
+        steps.append(nn.Sequential(parts["norm5"], parts["relu5"]))
         ends[32] = (len(steps), channels)
         self.dense = nn.Sequential(parts)  # torchvision calls it `features`, which is a number here
         for module in self.modules():
