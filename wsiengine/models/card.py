@@ -38,9 +38,10 @@ from wsiengine.models.parts import (
     read_resource,
     read_uncertain,
 )
+from wsiengine.models.segmentation import Segmentation, check_segmentation, read_segmentation, segmentation_json
 
 SCHEMA_VERSION = 1
-TASKS = ("classify", "detect")
+TASKS = ("classify", "segment", "detect")
 ACTIVATIONS = ("softmax", "sigmoid", "identity")
 DETECTOR_OUTPUTS = ("boxes", "labels", "masks", "count", "sizes", "offsets")
 
@@ -75,6 +76,7 @@ class Card:
     dense: Dense | None = None
     gate: Gate | None = None
     uncertain: Uncertain | None = None
+    segmentation: Segmentation | None = None
     detection: Detection | None = None
     second: Second | None = None
     precision: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -122,7 +124,11 @@ class Card:
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON types; ``parse_card`` of it gives an equal card."""
-        parts = {"detection": detection_json(self.detection), "second": second_json(self.second)}
+        parts = {
+            "segmentation": segmentation_json(self.segmentation),
+            "detection": detection_json(self.detection),
+            "second": second_json(self.second),
+        }
         return {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
@@ -195,6 +201,7 @@ def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
         dense=read_dense(entry) if (entry := top.object_or_none("dense")) else None,
         gate=read_gate(entry) if (entry := top.object_or_none("gate")) else None,
         uncertain=read_uncertain(entry) if (entry := top.object_or_none("uncertain")) else None,
+        segmentation=read_segmentation(entry) if (entry := top.object_or_none("segmentation")) else None,
         detection=read_detection(entry) if (entry := top.object_or_none("detection")) else None,
         second=read_second(entry) if (entry := top.object_or_none("second")) else None,
         resources=tuple(read_resource(entry) for entry in top.objects("resources", at_least=1)),
@@ -255,6 +262,10 @@ def _check_task(card: Card, where: str) -> None:
     detects = card.task == "detect"
     if detects != (card.detection is not None):
         raise CardError(f"{where}: detection and task detect go together: give both or neither")
+    if (card.task == "segment") != (card.segmentation is not None):
+        raise CardError(f"{where}: segmentation and task segment go together: give both or neither")
+    if card.segmentation is not None:
+        check_segmentation(card.segmentation, [c.name for c in card.classes], card.activation, where)
     if card.second and not detects:
         raise CardError(f"{where}: second follows a detector, but the task is {card.task}")
     if card.input.mpp is None and not detects:

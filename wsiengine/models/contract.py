@@ -39,19 +39,27 @@ def check_signature(inputs: list[Any], outputs: list[Any], card: Card) -> int | 
         if stated[name].type not in _FLOATS:
             raise disagrees(card, f"an output {name!r} of type {stated[name].type}", "floating-point numbers")
     scores, classes = stated[card.outputs.scores].shape, len(card.classes)
-    if scores and (len(scores) != 2 or not _fits(scores[1:], (classes,))):
+    if card.task == "classify" and scores and (len(scores) != 2 or not _fits(scores[1:], (classes,))):
         raise disagrees(card, f"scores of shape {_shape(scores)}", f"[N, {classes}], one for each class")
     batch = tiles.shape[0]
     return batch if isinstance(batch, int) and batch > 0 else None
 
 
 def check_outputs(outputs: list[np.ndarray], count: int, card: Card) -> None:
-    """Compare the shapes that really came out for ``count`` tiles: scores, then the gate if the card has one.
+    """Compare the shapes that really came out for ``count`` tiles, in the order of ``card.outputs.names``.
 
     Raises:
-        CardError: They are not (count, classes) and (count,) or (count, 1).
+        CardError: Of a classifier: they are not (count, classes) and, with a gate, (count,) or (count, 1). Of a
+            segmenter: not (count, channels, rows, cols), one value per cell.
     """
     scores = outputs[0]
+    if card.segmentation is not None:
+        cells = card.input.size_px // card.output_stride_px
+        if scores.shape != (count, len(card.segmentation.channels), cells, cells):
+            wanted = f"[{count}, {len(card.segmentation.channels)}, {cells}, {cells}]: channels, rows and columns"
+            raise disagrees(card, f"a map of shape {_shape(scores.shape)} for {count} tiles", wanted)
+    if card.task != "classify":
+        return
     if scores.shape != (count, len(card.classes)):
         raise disagrees(card, f"scores of shape {_shape(scores.shape)} for {count} tiles", f"{len(card.classes)} each")
     if card.gate and outputs[1].shape not in ((count,), (count, 1)):

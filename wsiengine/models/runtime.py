@@ -13,6 +13,7 @@ On CUDA every batch has one fixed, padded shape, which is part of a run's identi
 import math
 import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -115,7 +116,9 @@ class Runtime:
         if fixed not in (None, self.batch_size):
             raise disagrees(card, f"a fixed batch of {fixed}", f"a free batch axis, or {self.batch_size}, on the CPU")
         self._input: str = self._session.get_inputs()[0].name
-        self._outputs = [name for name in (card.outputs.scores, card.outputs.gate) if name is not None]
+        rows = (card.outputs.scores, card.outputs.gate)  # of a classifier; its maps are run over dense blocks alone
+        wanted = rows if card.task == "classify" else card.outputs.names
+        self._outputs = [name for name in wanted if name is not None]
         self._one_at_a_time = threading.Lock() if self.provider == CUDA else None
         self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and self.provider == CPU else None
         self._probe()
@@ -147,6 +150,30 @@ class Runtime:
             list(self._pool.map(lambda b: self._fill(pixels, origins[b[0] : b[1]], scores[b[0] : b[1]]), bounds))
         check_scores(scores, origins, self.card)
         return scores
+
+    def outputs(self, pixels: np.ndarray, origins_px: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """What the model gives for each tile of a block, unchecked: for tasks that are no row of scores.
+
+        Args:
+            pixels, origins_px: As for :meth:`scores`.
+
+        Yields:
+            For each tile, in order, the outputs that ``card.outputs.names`` names, with a leading axis of size 1. The
+            arrays are good until the next tile is asked for.
+
+        Raises:
+            ModelError: ONNX Runtime failed on this input.
+        """
+        origins = _checked_origins(pixels, origins_px, self.card.input.size_px)
+        batch = self._batch()
+        for first in range(0, len(origins), self.batch_size):
+            part = origins[first : first + self.batch_size]
+            _pack(pixels, part, self.card, batch[: len(part)])
+            found = self._run(batch)
+            if self.batch_size == 1:
+                yield found
+            else:
+                yield from ([array[k : k + 1] for array in found] for k in range(len(part)))
 
     def maps(self, pixels: np.ndarray) -> np.ndarray:
         """The network run once over a whole block: its map of scores, one per cell.
