@@ -1,6 +1,7 @@
 """Dense windows: one run per block, the same score for a window wherever and however it is computed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,39 +17,87 @@ from wsiengine import dense
 from wsiengine.errors import CardError, PlanError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.graph import run_blocks
-from wsiengine.grid import TileGrid
+from wsiengine.grid import Axis, TileGrid, blocks_of
 from wsiengine.inference import infer
 from wsiengine.job import BlockScores
+from wsiengine.journal import Recovered
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.integrity import file_sha256
 from wsiengine.planning import Plan
+from wsiengine.truth import Truth
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.booleans())
-def test_a_window_is_the_mean_of_its_cells_without_the_ring(seed: int, tile: int, gated: bool) -> None:
-    random = np.random.default_rng(seed)
-    maps = random.normal(size=(19, 23, 3)).astype(np.float32)
-    corners = np.stack([random.integers(0, 19 - tile + 1, 30), random.integers(0, 23 - tile + 1, 30)], axis=1)
-    found = dense.window_means(maps, corners, tile, gated=gated)
+def grid_of(rows: int, cols: int, tile: int, stride: int) -> TileGrid:
+    """Windows of ``tile`` cells that fit into ``rows`` × ``cols`` cells."""
+    return TileGrid(
+        Lattice(Size(rows, cols), Mpp.square(1), Mpp.square(1), 1), Axis(rows, tile, stride), Axis(cols, tile, stride)
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 7), st.booleans())
+def test_a_window_is_the_mean_of_its_cells_without_the_ring(seed: int, tile: int, stride: int, gated: bool) -> None:
+    stride = min(stride, tile)
+    maps = np.random.default_rng(seed).normal(size=(19, 23, 3)).astype(np.float32)
+    maps[7, 11] = np.nan
+    found = dense.window_means(maps, grid_of(19, 23, tile, stride), gated=gated)
+    assert found.shape == ((19 - tile) // stride + 1, (23 - tile) // stride + 1, 3)
     ring = 1 if tile > 2 else 0
-    for (y, x), scores in zip(corners, found, strict=True):
+    for i, j in np.ndindex(found.shape[:2]):
+        y, x = i * stride, j * stride
         window = maps[y : y + tile, x : x + tile].astype(np.float64)
         expected = window[ring : tile - ring, ring : tile - ring].mean(axis=(0, 1))
         if gated:
             expected[-1] = window[..., -1].mean()
-        np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(found[i, j], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_windows_in_strips_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = np.random.default_rng(3).normal(size=(41, 23, 3)).astype(np.float32)
+    whole = dense.window_means(maps, grid_of(41, 23, 5, 2), gated=True)
+    monkeypatch.setattr(dense, "_STRIP", 80)
+    np.testing.assert_array_equal(dense.window_means(maps, grid_of(41, 23, 5, 2), gated=True), whole)
+
+
+@given(st.data())
+def test_every_cell_that_a_window_needs_is_run_once(data: st.DataObject) -> None:
+    tile = data.draw(st.integers(1, 7))
+    stride, block = data.draw(st.integers(1, tile)), data.draw(st.integers(1, 30))
+    rows, cols = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    grid = grid_of(rows, cols, tile, stride)
+    wanted = np.random.default_rng(data.draw(st.integers(0, 99))).random(grid.shape) < 0.2
+    cells, needed = dense.work(grid, wanted)
+    assert cells.shape == needed.shape
+    expected = np.zeros(needed.shape, bool)
+    for i, j in np.argwhere(wanted):
+        expected[i * stride : i * stride + tile, j * stride : j * stride + tile] = True
+    np.testing.assert_array_equal(needed, expected)
+    runs = np.zeros(needed.shape, np.int64)
+    for part in blocks_of(needed, block):
+        box = dense.run_box(part.tiles, needed)
+        assert part.tiles.contains(box)
+        runs[box.slices] += 1
+    assert runs.max(initial=0) <= 1
+    assert (runs[needed] == 1).all()
+
+
+def _cells(plan: Plan, left: np.ndarray) -> np.ndarray:
+    """Cells of the blocks that hold any of ``left``."""
+    cells = np.full((*left.shape, plan.card.score_channels), np.nan, np.float32)
+
+    def done(block: BlockScores) -> None:
+        cells[block.tiles.slices][block.ran] = block.scores[block.ran]
+
+    assert plan.job
+    run_blocks(plan.job, blocks_of(left, plan.block_tiles), done, threads=2)
+    return cells
 
 
 def _scores(plan: Plan) -> np.ndarray:
-    scores = np.full((*plan.wanted.shape, plan.card.score_channels), np.nan, np.float32)
-
-    def done(block: BlockScores) -> None:
-        ran = ~np.isnan(block.scores[..., 0])
-        scores[block.tiles.slices][ran] = block.scores[ran]
-
+    nothing = Recovered({}, {}, ())
+    gathered = plan.task.gather(plan, nothing)
     assert plan.job
-    run_blocks(plan.job, plan.blocks(), done, threads=2)
-    return scores
+    run_blocks(plan.job, plan.blocks(), gathered.add, threads=1)
+    return gathered.arrays()["scores"]
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +117,53 @@ def test_blocked_windows_are_those_of_the_unblocked_map(card: Card, overlap: flo
     slide = ArraySlide(position_pixels(403, 517), 1.0)
     plan = wsiengine.plan(slide, str(card.folder), tissue="none", mode="dense", overlap=overlap)
     assert plan.block_count > 4
-    grid = plan.grid
-    whole = dense.block_box_px(Box(0, 0, *grid.shape), grid).grow(8)
+    whole = Box.of(Size(*plan.work[1].shape)).scale(8).grow(8)
     assert plan.job
-    maps = plan.job.runtime.maps(slide.read(whole, Mpp.square(1.0)))[1:-1, 1:-1]
-    corners = np.argwhere(np.ones(grid.shape, bool)) * grid.rows.stride
-    expected = dense.window_means(maps, corners, grid.rows.tile, gated=False).reshape(*grid.shape, -1)
+    cells = plan.job.runtime.maps(slide.read(whole, Mpp.square(1.0)))[1:-1, 1:-1]
+    expected = dense.window_means(cells, plan.grid, gated=False)
     np.testing.assert_allclose(_scores(plan), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_window_does_not_depend_on_which_others_are_wanted(card: Card) -> None:
-    from dataclasses import replace
-
     slide = ArraySlide(position_pixels(403, 517), 1.0)
     plan = wsiengine.plan(slide, str(card.folder), tissue="none", mode="dense")
     every = _scores(plan)
     few = np.random.default_rng(3).random(plan.wanted.shape) < 0.1
-    some = _scores(replace(plan, wanted=few))
-    np.testing.assert_array_equal(some[few], every[few])
+    assert plan.job
+    some = _scores(replace(plan, wanted=few, job=replace(plan.job, wanted=dense.work(plan.grid, few)[1])))
+    np.testing.assert_allclose(some[few], every[few], rtol=1e-4, atol=1e-5)
     assert np.isnan(some[~few]).all()
+
+
+def test_what_is_left_of_a_run_is_computed_as_in_the_whole(card: Card) -> None:
+    """To the last bit: a block that is resumed runs the same pixels, whatever is left of it."""
+    slide = ArraySlide(position_pixels(403, 517), 1.0)
+    wanted = np.random.default_rng(4).random(wsiengine.plan(slide, str(card.folder)).wanted.shape) < 0.2
+    plan = wsiengine.plan(slide, str(card.folder), tissue="none", mode="dense")
+    assert plan.job
+    needed = dense.work(plan.grid, wanted)[1]
+    plan = replace(plan, wanted=wanted, job=replace(plan.job, wanted=needed))
+    every = _cells(plan, needed)
+    left = needed & (np.random.default_rng(5).random(needed.shape) < 0.3)
+    np.testing.assert_array_equal(_cells(plan, left)[left], every[left])
+
+
+def test_the_lazy_map_is_the_finished_map(card: Card) -> None:
+    slide = ArraySlide(position_pixels(403, 517), 1.0)
+    plan = wsiengine.plan(slide, str(card.folder), tissue="none", mode="dense", overlap=0.5)
+    keep = np.random.default_rng(6).random(plan.wanted.shape) < 0.4
+    assert plan.job
+    plan = replace(
+        plan,
+        wanted=keep,
+        analysed=plan.grid.covered_by(keep),
+        job=replace(plan.job, wanted=dense.work(plan.grid, keep)[1]),
+    )
+    whole = Truth.of(plan, {"scores": _scores(plan)}, None).map()
+    assert 0.2 < (whole > 0).mean() < 0.95
+    lazy = plan.to_dask()
+    np.testing.assert_array_equal(lazy.compute(), whole)
+    np.testing.assert_array_equal(lazy[3:20, 11:30].compute(), whole[3:20, 11:30])
 
 
 def test_marks_come_back_through_the_whole_path(tmp_path: Path) -> None:
@@ -112,8 +189,3 @@ def test_auto_takes_dense_windows_where_they_are_cheaper(card: Card, tmp_path: P
         wsiengine.plan(slide, str(plain.folder), tissue="none", mode="dense")
     with pytest.raises(PlanError, match="no mode 'fast'"):
         wsiengine.plan(slide, str(card.folder), tissue="none", mode="fast")
-
-
-def test_a_dense_block_covers_its_tiles() -> None:
-    grid = TileGrid.cover(Lattice(Size(5000, 7000), Mpp.square(1), Mpp.square(1), 32), 224, 0.3)
-    assert dense.block_box_px(Box(0, 0, 6, 6), grid) == Box(0, 0, 5 * 160 + 224, 5 * 160 + 224)

@@ -170,11 +170,17 @@ def _score(
 
     journal, recovered = past
     gathered = plan.task.gather(plan, recovered)
-    left = plan.wanted & ~gathered.ran
-    total, done = plan.tile_count, plan.tile_count - int(np.count_nonzero(left))
+    work = plan.work[1]
+    left = work & ~gathered.ran
+    whole, done = int(np.count_nonzero(work)), int(np.count_nonzero(work & ~left))
+
+    def so_far() -> dict[str, int]:
+        """In tiles, whatever blocks are made of."""
+        return {"done": done * plan.tile_count // whole, "total": plan.tile_count}
+
     if done:
-        listener(Event("resume", {"done": done, "total": total}))
-    listener(Event("progress", {"done": done, "total": total}))
+        listener(Event("resume", so_far()))
+    listener(Event("progress", so_far()))
 
     def record(block: Any) -> None:
         nonlocal done
@@ -184,7 +190,7 @@ def _score(
         with count_lock:
             gathered.add(block)
             done += int(np.count_nonzero(left[block.tiles.slices]))
-            listener(Event("progress", {"done": done, "total": total}))
+            listener(Event("progress", so_far()))
 
     if left.any() and plan.job is not None:
         import threading
@@ -229,7 +235,7 @@ def _finish(
         )
     with watch.stage("annotations"):
         annotations = make_annotations(truth, coded, finish)
-        summary = summarise(truth, annotations) | _unreadable(plan, gathered.ran, listener)
+        summary = summarise(truth, annotations) | _unreadable(plan, truth.ran, listener)
         write_annotations(truth, annotations, finish, draft)
     with watch.stage("overlay"):
         title = f"{subject.card.name} {subject.card.version}"

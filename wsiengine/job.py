@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiengine.dense import block_box_px
+from wsiengine.dense import run_box
 from wsiengine.errors import ScoreError
 from wsiengine.geometry import Box
 from wsiengine.grid import Block, TileGrid
@@ -39,9 +39,9 @@ class Job:
         slide: Open slide.
         runtime: The one model session of this process.
         normaliser: Fitted recipe.
-        grid: The tile grid.
-        wanted: (tile rows, tile cols) bool: the tiles of the whole run.
-        dense: Run the network over whole blocks and read the tiles' scores off its map (:mod:`wsiengine.dense`).
+        grid: The grid of what blocks answer for: tiles, or single cells of a dense run (:func:`wsiengine.dense.work`).
+        wanted: (rows, cols) bool of that grid: all that the whole run computes.
+        dense: Run the network over whole blocks (:mod:`wsiengine.dense`).
     """
 
     key: str
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def task(self) -> Task:
-        return task_of(self.runtime.card.task)
+        return task_of(self.runtime.card.task, dense=self.dense)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Packed twice, so that a worker that has the job open never unpacks (and re-opens) slide and session.
@@ -146,11 +146,11 @@ def _touched(job: Job, bad: np.ndarray, corners_px: np.ndarray) -> np.ndarray:
 
 
 def _box_px(job: Job, block: Block) -> Box:
-    """What a block reads: the pixels under its wanted tiles; of a dense block all of it, and the network's halo."""
+    """What a block reads: the pixels under its wanted tiles; for a dense block the network's halo as well."""
     dense = job.runtime.card.dense
     if not job.dense or dense is None:
         return block.box_px(job.grid)
-    return block_box_px(block.tiles, job.grid).grow(dense.halo_px)
+    return run_box(block.tiles, job.wanted).scale(job.grid.lattice.cell_px).grow(dense.halo_px)
 
 
 def _tile_by_tile(job: Job, pixels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiengine.dense import block_box_px
-from wsiengine.dense import block_tiles as dense_block_tiles
+from wsiengine.dense import block_cells, run_box
+from wsiengine.dense import work as dense_work
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
 from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import Block, TileGrid, blocks_of
@@ -100,7 +100,16 @@ class Plan:
     @property
     def task(self) -> Task:
         """What the model does with a block, and with what comes of it."""
+        if self.options.mode == "dense":
+            from wsiengine.tasks.windows import DenseClassification
+
+            return DenseClassification(self.wanted)
         return task_of(self.card.task)
+
+    @property
+    def work(self) -> tuple[TileGrid, np.ndarray]:
+        """What is cut into blocks, journalled and resumed: tiles, or the cells of a dense run."""
+        return dense_work(self.grid, self.wanted) if self.options.mode == "dense" else (self.grid, self.wanted)
 
     @property
     def tile_count(self) -> int:
@@ -108,7 +117,8 @@ class Plan:
 
     def reaches(self) -> Iterator[Block]:
         """For each block the tiles that are run for it; more than its own where outputs of tiles are blended."""
-        return (self.task.reach(block, self.grid, self.wanted) for block in self.blocks())
+        grid, wanted = self.work
+        return (self.task.reach(block, grid, wanted) for block in self.blocks())
 
     @property
     def runs(self) -> int:
@@ -123,7 +133,7 @@ class Plan:
 
     def blocks(self) -> Iterator[Block]:
         """The blocks to run, row-major."""
-        return blocks_of(self.wanted, self.block_tiles)
+        return blocks_of(self.work[1], self.block_tiles)
 
     @property
     def block_count(self) -> int:
@@ -134,7 +144,8 @@ class Plan:
         """Working pixels read, halos and overlaps between blocks included."""
         if self.options.mode == "dense":
             halo = self.card.dense.halo_px if self.card.dense else 0
-            return sum(block_box_px(block.tiles, self.grid).grow(halo).area for block in self.blocks())
+            cell_px, wanted = self.lattice.cell_px, self.work[1]
+            return sum(run_box(block.tiles, wanted).scale(cell_px).grow(halo).area for block in self.blocks())
         return sum(tiles.box_px(self.grid).area for tiles in self.reaches())
 
     @property
@@ -174,10 +185,8 @@ def make_plan(plan: Plan) -> Plan:
             "There is nothing to analyse: no tissue was found on the slide.",
             hint="look at `wsiengine tissue SLIDE`; --tissue none analyses everything.",
         )
-    if plan.options.mode == "dense":
-        side = dense_block_tiles(plan.card, plan.grid)  # part of the result: no memory limit may change it
-    else:
-        side = plan.options.block_tiles or _block_side(plan)
+    dense = plan.options.mode == "dense"  # its blocks are part of the result: no memory limit may change them
+    side = block_cells(plan.card) if dense else plan.options.block_tiles or _block_side(plan)
     planned = replace(plan, block_tiles=side)
     limit = plan.options.memory_limit_bytes
     if limit is not None and planned.peak_bytes > limit:
@@ -205,10 +214,12 @@ def _block_side(plan: Plan) -> int:
 def block_bytes(plan: Plan, side: int) -> int:
     """Pixels of one block in memory: as read from the best level, resampled, and normalised."""
     grid = plan.grid
+    if plan.options.mode == "dense":
+        return int(3 * _dense_side_px(plan, side) ** 2 * (source_px_per_px(plan) + 2))
     across = _tiles_across(plan, side)
     side_px = (across - 1) * grid.stride_px + grid.tile_px
     by_tile = 3 * (across * grid.tile_px) ** 2 if plan.job and plan.job.normaliser.tile_steps else 0
-    return int(3 * _with_halo(plan, side_px) ** 2 * (source_px_per_px(plan) + 2)) + by_tile
+    return int(3 * side_px**2 * (source_px_per_px(plan) + 2)) + by_tile
 
 
 def _tiles_across(plan: Plan, side: int) -> int:
@@ -219,9 +230,10 @@ def _tiles_across(plan: Plan, side: int) -> int:
     return max(plan.task.reach(block, plan.grid, np.ones(plan.grid.shape, bool)).tiles.shape)
 
 
-def _with_halo(plan: Plan, side_px: int) -> int:
-    dense = plan.card.dense
-    return side_px + 2 * dense.halo_px if plan.options.mode == "dense" and dense else side_px
+def _dense_side_px(plan: Plan, side: int) -> int:
+    """Pixels along the longer side of what the network sees of a dense block."""
+    halo = plan.card.dense.halo_px if plan.card.dense else 0
+    return min(side, max(plan.work[0].shape)) * plan.lattice.cell_px + 2 * halo
 
 
 def source_px_per_px(plan: Plan) -> float:
@@ -241,7 +253,7 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     threads = plan.options.worker_threads
     run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
-        run_px = _with_halo(plan, (min(side, max(plan.grid.shape)) - 1) * plan.grid.stride_px + plan.grid.tile_px) ** 2
+        run_px = _dense_side_px(plan, side) ** 2
     activations = run_px * plan.task.activation_bytes_per_px
     slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     return {

@@ -18,11 +18,11 @@ import numpy as np
 import shapely
 
 from wsiengine import __version__
-from wsiengine.dense import block_box_px
-from wsiengine.dense import block_tiles as dense_block_tiles
+from wsiengine.dense import block_cells
+from wsiengine.dense import work as dense_work
 from wsiengine.errors import NothingToAnalyse, PlanError, RegionError
 from wsiengine.finishing import Finish
-from wsiengine.geometry import Box, Lattice
+from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
 from wsiengine.models.card import Card
@@ -211,6 +211,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
             "There is nothing to analyse: no tile with tissue has its centre inside the region.",
             hint="draw a larger region, raise --overlap, or use --tissue none.",
         )
+    work = dense_work(grid, wanted) if mode == "dense" else (grid, wanted)
     plan = Plan(
         path=slide.path,
         info=slide.info,
@@ -224,7 +225,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         tissue_um2=_tissue_um2(cells, inside, grid.lattice),
         fingerprint=subject.fingerprint,
         weights_bytes=subject.card.model_path.stat().st_size,
-        job=Job(subject.key, slide, subject.runtime, normaliser, grid, wanted, mode == "dense"),
+        job=Job(subject.key, slide, subject.runtime, normaliser, *work, mode == "dense"),
     )
     return Prepared(make_plan(plan), tissue, normaliser, {"tissue": found - started, "stain fit": fitted - found})
 
@@ -246,9 +247,9 @@ def _choose_mode(asked: str, card: Card, grid: TileGrid, recipe: Recipe) -> str:
             )
         return "tiles"
     if asked == "dense" or (asked == "auto" and card.dense is not None):
-        side = dense_block_tiles(card, grid)
-        box = block_box_px(Box(0, 0, side, side), grid).grow(card.dense.halo_px if card.dense else 0)
-        if asked == "dense" or box.area * _DENSE_PX_COST < side * side * grid.tile_px**2:
+        side_px = block_cells(card) * card.output_stride_px
+        read_px = side_px + 2 * (card.dense.halo_px if card.dense else 0)
+        if asked == "dense" or _DENSE_PX_COST * (read_px / side_px) ** 2 < (grid.tile_px / grid.stride_px) ** 2:
             return "dense"
     return "tiles"
 

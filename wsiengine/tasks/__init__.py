@@ -6,14 +6,22 @@ from wsiengine.tasks.base import Task
 
 
 @cache
-def task_of(name: str) -> Task:
-    """The task of that name.
+def task_of(name: str, *, dense: bool = False) -> Task:
+    """The task of that name; ``dense``: over dense windows (:mod:`wsiengine.dense`), which classifiers alone have.
 
     Raises:
         ValueError: There is none (cards are checked for it when they are read).
     """
+    if name == "classify" and dense:
+        from wsiengine.tasks.windows import DenseClassification
+
+        return DenseClassification()
     if name == "classify":
         from wsiengine.tasks.classification import Classification
 
         return Classification()
+    if name == "segment":
+        from wsiengine.tasks.segmentation import Segmentation
+
+        return Segmentation()
     raise ValueError(f"no task is called {name!r}")

@@ -97,12 +97,11 @@ class Packed:
 
 
 class Gathered(Protocol):
-    """Results on their way to the truth, in the process of the run. Its methods are called by one thread at a time.
+    """Results on their way to the truth, in the process of the run. Its methods are called by one thread at a time."""
 
-    ``ran``: (tile rows, tile cols) bool, the tiles that are done.
-    """
-
-    ran: np.ndarray
+    @property
+    def ran(self) -> np.ndarray:
+        """(tile rows, tile cols) bool: the tiles that are done."""
 
     def add(self, result: Any) -> None:
         """Take a finished block."""

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiengine.dense import window_means
 from wsiengine.geometry import Box
 from wsiengine.grid import Axis, Block, TileGrid
 from wsiengine.job import BlockScores, Job
 from wsiengine.journal import Journal, Recovered
 from wsiengine.models.card import Card
-from wsiengine.tasks.base import View
+from wsiengine.tasks.base import Gathered, View
 from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Classification:
         return block
 
     def score(self, job: Job, block: Block, view: View) -> BlockScores:
-        values = _window_scores(job, view) if job.dense else job.runtime.scores(view.pixels, view.corners_px)
+        values = job.runtime.scores(view.pixels, view.corners_px)
         if view.bad is not None:
             values = np.where(view.bad[:, None], np.nan, values)
         scores = np.full((*block.tiles.shape, values.shape[1]), np.nan, np.float32)
@@ -69,7 +68,7 @@ class Classification:
     def record(self, journal: Journal, result: BlockScores) -> None:
         journal.add_tiles(result.tiles, result.scores)
 
-    def gather(self, plan: "Plan", recovered: Recovered) -> TileScores:
+    def gather(self, plan: "Plan", recovered: Recovered) -> Gathered:
         gathered = TileScores(plan)
         for tiles, values in recovered.tiles:
             gathered.add(BlockScores(tiles, values, {}))
@@ -123,10 +122,3 @@ class Classification:
         from wsiengine.finishing import write_tiles
 
         return write_tiles(truth, finish, folder) if finish.tiles else []
-
-
-def _window_scores(job: Job, view: View) -> np.ndarray:
-    """Scores of tiles from one run of the network over the block."""
-    card, cell_px = job.runtime.card, job.grid.lattice.cell_px
-    cells = view.corners_px // cell_px
-    return window_means(job.runtime.maps(view.pixels), cells, job.grid.rows.tile, gated=card.gate is not None)
