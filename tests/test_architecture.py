@@ -25,6 +25,7 @@ HOMES = {
     "tifffile": ("slides/",),
     "imagecodecs": ("slides/",),
     "geojson": ("annotations.py", "regions.py", "commands/train.py"),
+    "requests": ("models/download.py",),
     "numba": (),
 }
 

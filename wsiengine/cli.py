@@ -19,7 +19,7 @@ COMMANDS = {
     "info": "what a slide is: format, reader, sizes, levels, µm/px",
     "tissue": "the tissue mask of a slide, as picture and GeoJSON",
     "stain": "the stain of a slide: vectors, before and after normalisation",
-    "models": "list the models, show a card, add a folder",
+    "models": "list the models, show a card, add others' models",
     "export": "another threshold, smoothing or format from a finished run",
     "evaluate": "score a model on labelled images",
     "train": "train a model on labelled images",

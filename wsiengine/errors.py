@@ -12,6 +12,7 @@
     │   ├── UnknownModel          (LookupError)        no such bundled or registered model, no such file
     │   ├── CardError             (ValueError)         the card is invalid, or disagrees with the ONNX file
     │   ├── IntegrityError        (ValueError)         wrong sha256, a pickle, a file outside the model's folder
+    │   ├── DownloadError         (OSError)            a model could not be fetched
     │   ├── ProviderError         (RuntimeError)       asked for CUDA and got something else
     │   └── ScoreError            (ArithmeticError)    the model returned NaN or infinity
     ├── PlanError                 (ValueError)         the run cannot be planned
@@ -85,6 +86,10 @@ class CardError(ModelError, ValueError):
 
 class IntegrityError(ModelError, ValueError):
     """Wrong sha256, a pickle, or a file outside the model's folder."""
+
+
+class DownloadError(ModelError, OSError):
+    """A model could not be fetched: no such address, no connection, or one that broke."""
 
 
 class ProviderError(ModelError, RuntimeError):

@@ -1,8 +1,8 @@
-"""``wsiengine models``: what can be run, what a card says, and adding a folder."""
+"""``wsiengine models``: what can be run, what a card says, and adding others' models."""
 
 import argparse
 import json
-from pathlib import Path
+from collections.abc import Callable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,8 +10,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="all bundled and added models (the default)")
     show = actions.add_parser("show", help="the card of a model")
     show.add_argument("name", metavar="NAME", help="name or folder")
-    add = actions.add_parser("add", help="remember a folder with a card and its ONNX file")
-    add.add_argument("folder", type=Path, metavar="FOLDER")
+    add = actions.add_parser("add", help="check a model and remember it: a folder, file, archive or https address")
+    add.add_argument("source", metavar="SOURCE", help="holds card.json, or config.json of the WSInfer zoo")
+    add.add_argument("--trust", action="store_true", help="convert TorchScript, which can run any code when opened")
+    add.add_argument("--sha256", metavar="HEX", help="that the fetched file must have")
+    add.add_argument("--name", help="another name than the model's own")
     for sub in (listing, show):
         sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print as JSON")
     parser.add_argument("--json", action="store_true", help="print as JSON")
@@ -21,12 +24,32 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         return _show(args.name, as_json=args.json)
     if args.action == "add":
-        from wsiengine.models.registry import register
-
-        card = register(args.folder)
-        print(f"added    {card.name} {card.version}: `wsiengine infer SLIDE --model {card.name}`")
-        return 0
+        return _add(args)
     return _list(as_json=args.json)
+
+
+def _add(args: argparse.Namespace) -> int:
+    from wsiengine.models.adding import Asked, add
+
+    card = add(args.source, Asked(args.trust, args.sha256, args.name, _progress()))
+    print(f"added    {card.name} {card.version}: `wsiengine infer SLIDE --model {card.name}`")
+    print(f"licence  {card.licence}" + (f" ({card.terms})" if card.terms else ""))
+    return 0
+
+
+def _progress() -> Callable[[int, int | None], None]:
+    """Tells of every tenth of a download."""
+    told = 0
+
+    def tell(done: int, total: int | None) -> None:
+        nonlocal told
+        step = max((total or 0) // 10, 10 << 20)
+        if done // step > told or done == total:
+            told = 0 if done == total else done // step
+            of = f" of {total / 1e6:,.1f}" if total else ""
+            print(f"fetch    {done / 1e6:,.1f}{of} MB", flush=True)
+
+    return tell
 
 
 def _list(*, as_json: bool) -> int:

@@ -175,6 +175,7 @@ def read_input(entry: Fields) -> InputSpec:
         raise CardError(
             f"{entry.where}.std is {list(std)}, needed {'three numbers' if channels == 3 else 'one'} above 0"
         )
+    _check_scaling(entry.where, (lo, hi), mean, std)
     size_px = entry.integer("size_px", at_least=1)
     spec = InputSpec(
         size_px=size_px,
@@ -202,6 +203,21 @@ def read_input(entry: Fields) -> InputSpec:
             hint="put the scaling into the ONNX graph, or set dtype to float32",
         )
     return spec
+
+
+def _check_scaling(
+    where: str, span: tuple[float, float], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> None:
+    """Mean and deviation are of values within the range: a slip between 0–1 and 0–255 makes a model blind."""
+    lo, hi = span
+    if mean is not None and not all(lo <= m <= hi for m in mean):
+        raise CardError(f"{where}.mean is {list(mean)}, needed numbers within the range {lo:g} to {hi:g}")
+    if std is not None and not all((hi - lo) / 100 <= s <= hi - lo or s == 1 for s in std):  # 1: only centred
+        least, most = (hi - lo) / 100, hi - lo
+        raise CardError(
+            f"{where}.std is {list(std)}, needed numbers from {least:g} to {most:g} for a range of {lo:g} to {hi:g}",
+            hint="range, mean and std belong together: [0, 1] with 0.485 and 0.229, [0, 255] with 123.7 and 58.4",
+        )
 
 
 def read_outputs(entry: Fields) -> Outputs:

@@ -97,6 +97,15 @@ def config_dir() -> Path:
     return Path("~/.config/wsiengine").expanduser()
 
 
+def data_dir() -> Path:
+    """The folder of models that were fetched, unpacked or converted; it need not exist."""
+    if own := os.environ.get("WSIENGINE_CONFIG"):
+        return Path(own)
+    if xdg := os.environ.get("XDG_DATA_HOME"):
+        return Path(xdg) / "wsiengine"
+    return Path("~/.local/share/wsiengine").expanduser()
+
+
 def _known_folders() -> dict[str, Path]:
     registered = {name: Path(folder) for name, folder in _read_memory()["folders"].items()}
     bundled = {path.parent.name: path.parent for path in ZOO.glob(f"*/{CARD_FILE}")}
