@@ -1,0 +1,1 @@
+"""Readers of annotated images: many formats in, one :class:`wsiengine.datasets.rows.DetectionSet` out."""

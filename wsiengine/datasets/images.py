@@ -1,0 +1,42 @@
+"""The pixels of an annotated image, whichever format the set comes in."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from wsiengine.datasets.rows import damaged
+
+_DICOM = (".dcm", ".dicom")
+
+
+def read_pixels(file: Path) -> np.ndarray:
+    """RGB uint8 (rows, cols, 3); grey images three times the same, 16 bits scaled to the image's own range.
+
+    Raises:
+        WsiError: Missing, damaged, or in a form that is not read here.
+    """
+    if not file.is_file():
+        raise damaged(file, "there is no such file", "correct the list, or copy the images beside it")
+    suffix = file.suffix.lower()
+    if suffix in _DICOM:
+        from wsiengine.datasets.dicom import read_dicom
+
+        return to_rgb8(read_dicom(file).pixels)
+    if suffix == ".ljpeg":
+        from wsiengine.datasets.ddsm import read_ljpeg
+
+        return to_rgb8(read_ljpeg(file))
+    pixels = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise damaged(file, "it is no image that can be decoded", "convert it to PNG, JPEG, TIFF or PGM")
+    return to_rgb8(np.ascontiguousarray(pixels[..., ::-1]))
+
+
+def to_rgb8(pixels: np.ndarray) -> np.ndarray:
+    """uint8 RGB of grey or colour pixels of any depth; deeper ones go from their least value to their greatest."""
+    if pixels.dtype != np.uint8:
+        low, high = float(pixels.min()), float(pixels.max())
+        scale = 255.0 / (high - low) if high > low else 0.0
+        pixels = np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels)

@@ -1,0 +1,116 @@
+"""Annotated images of any known set or format, told from what lies in the folder."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from wsiengine.datasets.rows import DetectionSet
+from wsiengine.errors import WsiError
+
+FORMATS = ("chula", "mias", "ddsm", "inbreast", "cbis", "voc", "coco", "yolo", "qupath")
+
+
+def read_detections(path: Path, form: str = "auto") -> DetectionSet:
+    """The annotated images at ``path``.
+
+    Args:
+        path: A folder, or a COCO or GeoJSON file.
+        form: One of :data:`FORMATS`, or ``auto``: recognised by its files.
+
+    Raises:
+        WsiError: Nothing there, an unknown form, or a damaged file.
+    """
+    if not path.exists():
+        raise WsiError(f"there is nothing at {path}", hint="give the folder or file of the annotations")
+    if form == "auto":
+        form = recognise(path)
+    if form not in FORMATS:
+        raise WsiError(f"no reader for {form!r}", hint=f"use {', '.join(FORMATS)}")
+    return _reader(form)(_only_json(path) if form == "coco" else path)
+
+
+def recognise(path: Path) -> str:
+    """The form of what lies at ``path``.
+
+    Raises:
+        WsiError: None that is known.
+    """
+    if path.is_file():
+        by_suffix = {".geojson": "qupath", ".json": "coco"}
+        if found := by_suffix.get(path.suffix.lower()):
+            return found
+        raise WsiError(
+            f"{path} is no annotation file that is known here", hint="give .json (COCO), .geojson or a folder"
+        )
+    for form, is_there in _SIGNS:
+        if is_there(path):
+            return form
+    raise WsiError(
+        f"{path} holds no annotations in a known form ({', '.join(FORMATS)})",
+        hint="docs/datasets.md shows how each of them is laid out",
+    )
+
+
+def _some(path: Path, *patterns: str) -> bool:
+    return any(next(path.glob(pattern), None) is not None for pattern in patterns)
+
+
+def _is_mias(path: Path) -> bool:
+    table = path / "labels.csv"
+    if not table.is_file():
+        return False
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        return "abnormality" in next(csv.reader(lines), [])
+
+
+def _is_chula(path: Path) -> bool:
+    first = next(iter(sorted((path / "labels").glob("*.txt"))), None)
+    if first is None:
+        return False
+    lines = first.read_text(encoding="utf-8", errors="replace").split("\n")
+    return all(len(line.split()) == 3 for line in lines if line.strip())
+
+
+_SIGNS: tuple[tuple[str, Callable[[Path], bool]], ...] = (
+    ("mias", _is_mias),
+    ("ddsm", lambda p: _some(p, "*.ics", "*/*.ics", "*/*/*.ics")),
+    ("cbis", lambda p: _some(p, "*case_description*.csv", "*/*case_description*.csv")),
+    ("inbreast", lambda p: _some(p, "AllDICOMs", "*/AllDICOMs", "AllXML")),
+    ("chula", _is_chula),
+    ("yolo", lambda p: _some(p, "labels/*.txt", "labels/*/*.txt")),
+    ("voc", lambda p: _some(p, "Annotations/*.xml", "*.xml")),
+    ("qupath", lambda p: _some(p, "*.geojson")),
+    ("coco", lambda p: _some(p, "*.json")),
+)
+
+
+def _reader(form: str) -> Callable[[Path], DetectionSet]:
+    """Imported when needed: each reader brings its own libraries."""
+    if form in ("voc", "coco", "yolo", "qupath"):
+        from wsiengine.datasets import common
+
+        return {
+            "voc": common.read_voc,
+            "coco": common.read_coco,
+            "yolo": common.read_yolo,
+            "qupath": common.read_qupath,
+        }[form]
+    if form in ("inbreast", "cbis"):
+        from wsiengine.datasets import dicom
+
+        return dicom.read_inbreast if form == "inbreast" else dicom.read_cbis
+    from wsiengine.datasets import chula, ddsm, mias
+
+    return {"chula": chula.read_chula, "ddsm": ddsm.read_ddsm, "mias": mias.read_mias}[form]
+
+
+def _only_json(path: Path) -> Path:
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.json"))
+    if len(files) != 1:
+        names = ", ".join(f.name for f in files[:5])
+        raise WsiError(
+            f"{path} holds {len(files)} .json files: {names}", hint="name the one that holds the annotations"
+        )
+    return files[0]
