@@ -160,9 +160,10 @@ def make_resnet18(folder: Path) -> Path:
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
         },
-        "outputs": {"scores": "logits"},
+        "outputs": {"scores": "logits", "cam": "cam"},
         "activation": "softmax",
         "output_stride_px": 32,
+        "dense": {"block_px": 2048, "halo_px": 128, "offset_px": 15.5},
         "resources": [{"file": "resnet18.onnx", "sha256": file_sha256(folder / "resnet18.onnx")}],
         "licence": "Apache-2.0",
     }
@@ -190,13 +191,17 @@ class _ResNet18:
             straight = x if stride == 1 and wide == out else self._convolve(x, wide, out, 1, stride)
             x = self._convolve(self._relu(self._convolve(x, wide, out, 3, stride)), out, out, 3, 1)
             x, wide = self._relu(self._add("Add", [x, straight])), out
-        x = self._add("Flatten", [self._add("GlobalAveragePool", [x])])
-        self._add("Gemm", [x, self._weight((512, 5), 512), self._weight((5,), 5)], name="logits")
+        weight, bias = self._weight((5, 512, 1, 1), 512), self._weight((5,), 1 << 16)
+        cam = self._add("Conv", [x, weight, bias], name="cam", kernel_shape=[1, 1])
+        self._add("Flatten", [self._add("GlobalAveragePool", [cam])], name="logits")
         graph = helper.make_graph(
             self._nodes,
             "resnet18",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 5])],
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+            [
+                helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 5]),
+                helper.make_tensor_value_info("cam", TensorProto.FLOAT, ["n", 5, "rows", "cols"]),
+            ],
             self._weights,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -39,7 +39,7 @@ from wsiengine.tasks import task_of
 from wsiengine.tissue import TissueMask, find_tissue
 
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
-_DENSE_PX_COST = 1.5  # a pixel of a dense block against one of a small tile (caches), measured 1.2 to 1.7
+_DENSE_PX_COST = 1.6  # a pixel of a dense block against one of a small tile (caches), measured 1.5 to 1.7
 
 
 @dataclass(frozen=True, slots=True)

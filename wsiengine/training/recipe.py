@@ -186,7 +186,7 @@ def _card(
         | ({"gate": "epithelium", "gate_map": "epithelium_map"} if gated else {}),
         "activation": "softmax",
         "output_stride_px": STRIDE_PX,
-        "dense": {"block_px": 1024, "halo_px": 256, "offset_px": CELL_OFFSET_PX},
+        "dense": {"block_px": 1024, "halo_px": 96, "offset_px": CELL_OFFSET_PX},
         "gate": {"minimum": GATE_MINIMUM, "otherwise": "No tissue of interest"} if gated else None,
         "resources": [{"file": model.name, "sha256": sha256(model.read_bytes()).hexdigest()}],
         "precision": {"weights": "float16 (backbone)", "arithmetic": "float32"},

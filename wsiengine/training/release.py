@@ -76,7 +76,7 @@ def card(recipe: Recipe, figures: dict[str, Any], folder: Path) -> dict[str, Any
         "activation": "softmax",
         "output_stride_px": STRIDE_PX,
         "halo_px": 0,
-        "dense": {"block_px": 1024, "halo_px": 256, "offset_px": CELL_OFFSET_PX},
+        "dense": {"block_px": 1024, "halo_px": 96, "offset_px": CELL_OFFSET_PX},
         "gate": {"minimum": GATE_MINIMUM, "otherwise": "No epithelium"},
         "uncertain": {"below": figures["uncertain"]["below"], "name": "Uncertain"},
         "resources": [_resource(folder / name) for name in ("crc5.onnx", "figures.json")],
