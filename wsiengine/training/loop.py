@@ -1,10 +1,11 @@
 """Training of a cell network: batches in, running average out, resumable, the same every time on one machine type."""
 
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,93 +15,59 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from wsiengine.errors import OutputConflict, WsiError
+from wsiengine.errors import OutputConflict
 from wsiengine.training.backbones import load_weights
 from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.data import Field, load
 from wsiengine.training.sampling import UNREADABLE, Batch, Sampler
+from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import Predict
 
-CHECKPOINT_EVERY = 200
+CHECKPOINT_EVERY = 100
+LOG_EVERY = 50
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights, apart from the data and the version of torch.
+class Progress:
+    """Told after every iteration; ``row`` is what was logged, where something was."""
 
-    Attributes:
-        classes: Names, in the order of the outputs.
-        mpp: µm/px of a tile.
-        folds: Which folds to train on.
-        sources: Which sets to train on; empty: all.
-        joins: Labels that are no class of their own, and the class whose output they train.
-        shares: For a class, how often it is drawn from each set (or joined label); a set that is not named gets 0.3,
-            one that is absent leaves its share to the others.
-        small_until: Part of the training that uses the first, smaller of ``sides_px``.
-    """
-
-    classes: tuple[str, ...] = ()
-    mpp: float = 1.0
-    folds: tuple[int, ...] = (1, 2, 3, 4)
-    sources: tuple[str, ...] = ()
-    joins: Mapping[str, str] = field(default_factory=dict)
-    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    seed: int = 0
-    iterations: int = 700
-    small_until: float = 0.75
-    sides_px: tuple[int, int] = (160, 224)
-    batches: tuple[int, int] = (32, 24)
-    rate: float = 3e-4
-    head_rate: float = 1e-3
-    weight_decay: float = 0.02
-    frozen_blocks: int = 5
-    label_smoothing: float = 0.1
-    gate_weight: float = 0.7
-    ema: float = 0.995
-    threads: int = 2
-
-    @classmethod
-    def read(cls, file: Path) -> "Recipe":
-        """The recipe of a training, from the ``recipe.json`` in its folder."""
-        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
-        return replace(cls(), **values)
-
-    def chosen(self, fields: list[Field]) -> list[Field]:
-        """The fields to train on.
-
-        Raises:
-            WsiError: A class has none.
-        """
-        found = [f for f in fields if f.fold in self.folds and (not self.sources or f.source in self.sources)]
-        found = [f for f in found if self.joins.get(f.label, f.label) in self.classes]
-        have = {self.joins.get(f.label, f.label) for f in found}
-        if missing := [name for name in self.classes if name not in have]:
-            raise WsiError(
-                f"there is nothing to train {', '.join(missing)} on in folds {', '.join(map(str, self.folds))}",
-                hint="add images of that class, or leave the class out",
-            )
-        return found
-
-    def step(self, iteration: int) -> tuple[int, int]:
-        """Batch size and tile side of an iteration: cheap small tiles first, the model's own size at the end."""
-        late = iteration >= self.small_until * self.iterations
-        return self.batches[late], self.sides_px[late]
-
-    def rate_at(self, iteration: int) -> float:
-        """Factor on the learning rates: linear warm-up over 5 %, then a cosine down to 0."""
-        done = iteration / self.iterations
-        return done / 0.05 if done < 0.05 else 0.5 * (1 + float(np.cos(np.pi * (done - 0.05) / 0.95)))
+    iteration: int
+    iterations: int
+    row: Mapping[str, Any] | None = None
 
 
-def train(fields: list[Field], recipe: Recipe, *, backbone: Path, out: Path) -> CellNet:
+def print_rows(progress: Progress) -> None:
+    """Prints what is logged."""
+    if progress.row is not None:
+        print(json.dumps(progress.row), flush=True)
+
+
+Validate = Callable[[CellNet], dict[str, float]]
+"""Figures of a network on the validation fields; ``score`` among them, the larger the better."""
+
+
+def train(
+    fields: list[Field],
+    recipe: Recipe,
+    *,
+    backbone: Path | None,
+    out: Path,
+    tell: Callable[[Progress], None] = print_rows,
+    validate: Validate | None = None,
+) -> CellNet:
     """Train on the fields of the recipe's folds and sources; returns the averaged network.
+
+    Started again on the same folder it goes on from the last checkpoint, and ends with the weights that it would have
+    had without the interruption, however it ended: a checkpoint is replaced as a whole.
 
     Args:
         fields: All labelled fields; the recipe chooses.
         recipe: What to do.
-        backbone: The ImageNet weights.
+        backbone: Its weights; None starts from chance.
         out: Folder of ``recipe.json``, ``log.jsonl``, ``checkpoint.pt`` and, at the end, ``model.pt``.
+        tell: Told of every iteration.
+        validate: Scores the averaged network every ``recipe.validate_every`` iterations, where the recipe has
+            validation folds.
 
     Raises:
         OutputConflict: ``out`` holds the training of another recipe.
@@ -111,15 +78,22 @@ def train(fields: list[Field], recipe: Recipe, *, backbone: Path, out: Path) -> 
     cv2.setNumThreads(1)
     pixels = [load(f, recipe.mpp) for f in recipe.chosen(fields)]
     sampler = Sampler(pixels, recipe.classes, recipe.joins, recipe.shares, cell_px=STRIDE_PX, seed=recipe.seed)
-    network = CellNet(len(recipe.classes))
-    load_weights(network.backbone, backbone)
+    network = CellNet(len(recipe.classes), backbone=recipe.backbone)
+    if backbone is not None:
+        load_weights(network.backbone, backbone)
+    network.backbone.statistics = backbone is None
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
-    average = CellNet(len(recipe.classes))
+    average = CellNet(len(recipe.classes), backbone=recipe.backbone)
     average.load_state_dict(network.state_dict())
     trainer = _Trainer(recipe, network, average, out)
+    trainer.validate = validate if recipe.validation_folds else None
     trainer.resume()
     for iteration, batch in _batches(sampler, recipe, trainer.iteration):
-        trainer.step(iteration, batch)
+        if trainer.stopped:
+            break
+        row = trainer.step(iteration, batch)
+        tell(Progress(trainer.iteration, recipe.iterations, row))
+    trainer.take_best()
     torch.save(average.state_dict(), out / "model.pt")
     return average.eval()
 
@@ -127,7 +101,7 @@ def train(fields: list[Field], recipe: Recipe, *, backbone: Path, out: Path) -> 
 def load_trained(out: Path) -> CellNet:
     """The network that :func:`train` left in ``out``, ready for use."""
     state = torch.load(out / "model.pt", weights_only=True)
-    network = CellNet(len(state["head.bias"]))
+    network = CellNet(len(state["head.bias"]), backbone=Recipe.read(out / "recipe.json").backbone)
     network.load_state_dict(state)
     return network.eval()
 
@@ -147,7 +121,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
     out.mkdir(parents=True, exist_ok=True)
     said = json.dumps(asdict(recipe), indent=1)
     file = out / "recipe.json"
-    if file.exists() and file.read_text() != said:
+    if file.exists() and Recipe.read(file) != recipe:
         raise OutputConflict(f"{out} holds the training of another recipe", hint="choose another --out, or delete it")
     file.write_text(said)
 
@@ -171,44 +145,67 @@ class _Trainer:
     def __init__(self, recipe: Recipe, network: CellNet, average: CellNet, out: Path) -> None:
         self.recipe, self.network, self.average = recipe, network, average
         self.iteration = 0
+        self.validate: Validate | None = None
         self._out, self._started = out, time.monotonic()
         self._losses: list[tuple[float, float, float]] = []
-        network.backbone.freeze(recipe.frozen_blocks)
-        body = [p for p in network.backbone.parameters() if p.requires_grad]
+        self._best: dict[str, Any] = {"score": -np.inf, "stale": 0, "state": None}
+        weights = [recipe.class_weights.get(name, 1.0) for name in recipe.classes]
+        self._class_weights = torch.tensor(weights) if recipe.class_weights else None
         heads = [*network.head.parameters(), *network.gate.parameters()]
-        groups = [{"params": body, "lr": recipe.rate}, {"params": heads, "lr": recipe.head_rate}]
+        groups = [
+            {"params": list(network.backbone.parameters()), "lr": recipe.rate},
+            {"params": heads, "lr": recipe.head_rate},
+        ]
         self._optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         self._rates = (recipe.rate, recipe.head_rate)
 
-    def step(self, iteration: int, batch: Batch) -> None:
-        """One batch: forward, backward, average, log."""
+    @property
+    def stopped(self) -> bool:
+        """Whether validation has not improved for as long as the recipe waits."""
+        return bool(self.recipe.patience) and self._best["stale"] >= self.recipe.patience
+
+    def step(self, iteration: int, batch: Batch) -> dict[str, Any] | None:
+        """One batch: forward, backward, average; log, validate and save when it is time. Returns what was logged."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + iteration)  # dropout, also after a resume
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.recipe.rate_at(iteration)
+        self.network.backbone.freeze(self.recipe.frozen_at(iteration))
         self.network.train()
         loss, parts = self._loss(batch)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self._optimiser.step()
-        keep = min(self.recipe.ema, (iteration + 1) / (iteration + 10))
+        self._follow(min(self.recipe.ema, (iteration + 1) / (iteration + 10)))
+        self._losses.append(parts)
+        self.iteration = iteration + 1
+        ends = self.iteration == self.recipe.iterations
+        row = self._log() if self.iteration % LOG_EVERY == 0 or ends else None
+        if self.validate is not None and (self.iteration % self.recipe.validate_every == 0 or ends):
+            row = (row or {"iteration": self.iteration}) | {"validation": self._try_out(self.validate)}
+        if row is not None:
+            with (self._out / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
+        if self.iteration % CHECKPOINT_EVERY == 0 or ends:
+            self._save()
+        return row
+
+    def _follow(self, keep: float) -> None:
+        """The running average moves towards the network; statistics of batches are the network's."""
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
-        self._losses.append(parts)
-        self.iteration = iteration + 1
-        if self.iteration % 50 == 0 or self.iteration == self.recipe.iterations:
-            self._log()
-        if self.iteration % CHECKPOINT_EVERY == 0:
-            self._save()
+            for kept, new in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                kept.copy_(new)
 
     def _loss(self, batch: Batch) -> tuple[Tensor, tuple[float, float, float]]:
         pixels = torch.from_numpy(batch.tiles).permute(0, 3, 1, 2)  # channels last in memory
-        cam, gate = self.network(pixels, self.recipe.frozen_blocks)
+        cam, gate = self.network(pixels, self.recipe.frozen_at(self.iteration))
         labels = torch.from_numpy(batch.labels)
         graded = labels >= 0
         logits = cam.mean(dim=(2, 3))[graded]
-        by_class = cross_entropy(logits, labels[graded], label_smoothing=self.recipe.label_smoothing)
+        smoothing = self.recipe.label_smoothing
+        by_class = cross_entropy(logits, labels[graded], self._class_weights, label_smoothing=smoothing)
         if (unreadable := labels == UNREADABLE).any():
             alike = -cam.mean(dim=(2, 3))[unreadable].log_softmax(dim=1).mean(dim=1)
             by_class = (by_class * graded.sum() + alike.sum()) / (graded | unreadable).sum()
@@ -218,14 +215,26 @@ class _Trainer:
         right = (logits.argmax(1) == labels[graded]).float().mean()
         return by_class + self.recipe.gate_weight * by_gate, (by_class.item(), by_gate.item(), right.item())
 
-    def _log(self) -> None:
+    def _log(self) -> dict[str, Any]:
         means = np.mean(self._losses, axis=0).round(4).tolist()
         self._losses.clear()
         row = dict(zip(("class_loss", "gate_loss", "accuracy"), means, strict=True))
-        line = json.dumps({"iteration": self.iteration, **row, "seconds": round(time.monotonic() - self._started, 1)})
-        with (self._out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
-        print(line, flush=True)
+        return {"iteration": self.iteration, **row, "seconds": round(time.monotonic() - self._started, 1)}
+
+    def _try_out(self, validate: Validate) -> dict[str, float]:
+        """Figures of the average on the validation fields; the best network so far is kept."""
+        figures = validate(self.average.eval())
+        if figures["score"] > self._best["score"]:
+            state = {name: value.clone() for name, value in self.average.state_dict().items()}
+            self._best = {"score": figures["score"], "stale": 0, "state": state}
+        else:
+            self._best["stale"] += 1
+        return figures
+
+    def take_best(self) -> None:
+        """The average becomes the best network that validation saw, where there was one and training could stop."""
+        if self.recipe.patience and self._best["state"] is not None:
+            self.average.load_state_dict(self._best["state"])
 
     def _save(self) -> None:
         state = {
@@ -233,17 +242,27 @@ class _Trainer:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self._optimiser.state_dict(),
+            "best": self._best,
         }
-        torch.save(state, self._out / "checkpoint.new")
-        (self._out / "checkpoint.new").replace(self._out / "checkpoint.pt")
+        new = self._out / "checkpoint.new"
+        with new.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._out / "checkpoint.pt")
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Go on from the checkpoint, if there is one; what was logged after it will be logged again."""
         file = self._out / "checkpoint.pt"
-        if not file.exists():
-            return
-        state = torch.load(file, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self.iteration = state["iteration"]
+        log = self._out / "log.jsonl"
+        if file.exists():
+            state = torch.load(file, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self._optimiser.load_state_dict(state["optimiser"])
+            self.iteration = state["iteration"]
+            self._best = state.get("best", self._best)
+        if log.exists():
+            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]
+            log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
