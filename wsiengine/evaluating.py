@@ -85,7 +85,7 @@ def score_images(
     layout = MapLayout.of(card)
     parts = []
     for index, field in enumerate(fields):
-        scores = _score_image(card, field, runtime)
+        scores = runtime.scores(*field_tiles(card, field))
         p = tile_probabilities(scores, layout).astype(np.float64)
         minimum = layout.gate_minimum
         judged = np.ones(len(p), bool) if minimum is None else p[:, -1] >= minimum
@@ -101,14 +101,19 @@ def score_images(
     )
 
 
-def _score_image(card: Card, field: Field, runtime: Runtime) -> np.ndarray:
+def field_tiles(card: Card, field: Field) -> tuple[np.ndarray, np.ndarray]:
+    """A labelled image as the model sees it: at its µm/px, normalised by its recipe.
+
+    Returns:
+        Pixels (rows, cols, 3) uint8, and (N, 2) corners y, x of the fewest tiles that cover them.
+    """
     slide = open_slide(field.image, mpp=Mpp(*field.mpp_yx), window=parse_recipe(card.recipe).window)
     try:
         lattice = Lattice(slide.info.size_l0, Mpp(*field.mpp_yx), card.input.fixed_mpp, card.output_stride_px)
         side = card.input.size_px
         pixels = _at_least(_normalised(card, slide, Box.of(lattice.extent_px), lattice), side)
         origins = [(y, x) for y in _starts(pixels.shape[0], side) for x in _starts(pixels.shape[1], side)]
-        return runtime.scores(pixels, np.array(origins, np.int64))
+        return pixels, np.array(origins, np.int64)
     finally:
         slide.close()
 

@@ -66,6 +66,44 @@ def load_region(
     return shapely.union_all(inside)
 
 
+def load_classified(
+    path: str | os.PathLike[str], *, size_l0: Size, bounds_l0: Box | None = None, name: str = "annotations"
+) -> dict[str | None, Any]:
+    """The annotations of a QuPath GeoJSON file by their class, each class's joined and clipped to the slide.
+
+    Args:
+        path: The file.
+        size_l0: Size of the slide at level 0.
+        bounds_l0: The slide's bounds, where it states them: QuPath counts from their corner.
+        name: What the file was given as, for messages.
+
+    Returns:
+        Class name → shapely geometry in level-0 pixels; None stands for annotations without a class. Points and lines
+        are left out.
+
+    Raises:
+        RegionError: The file cannot be read, is no GeoJSON, holds no polygon, or one that lies outside the slide.
+    """
+    slide = shapely.box(0, 0, size_l0.width, size_l0.height)
+    by_class: dict[str | None, list[Any]] = {}
+    for feature in _features(_parse(Path(path), name), name):
+        for polygon in _polygons(_geometries(feature, name), name):
+            if bounds_l0 is not None:
+                polygon = shapely.transform(polygon, lambda xy: xy + np.array([bounds_l0.x0, bounds_l0.y0]))
+            inside = _areas(shapely.intersection(polygon, slide))
+            if not inside:
+                left, top, right, bottom = (f"{value:,.0f}" for value in polygon.bounds)
+                raise RegionError(
+                    f"{name} {path}: an annotation ({_class_of(feature) or 'no class'}) lies outside the slide: it "
+                    f"spans x {left} to {right}, y {top} to {bottom}, the slide is {size_l0} px.",
+                    hint="is it of another slide? Coordinates must be full-resolution pixels, as QuPath exports them.",
+                )
+            by_class.setdefault(_class_of(feature), []).extend(inside)
+    if not by_class:
+        raise RegionError(f"{name} {path} holds no polygon with an area.", hint=f"draw a closed shape: {_HINT}")
+    return {label: shapely.union_all(found) for label, found in by_class.items()}
+
+
 def points_inside(geometry: Any, y_l0: np.ndarray, x_l0: np.ndarray) -> np.ndarray:
     """Whether points lie inside ``geometry``; a point on its boundary does not.
 
@@ -152,6 +190,30 @@ def _geometries(item: Any, name: str) -> Iterator[dict]:
             f"{name} is JSON, but not GeoJSON: an object of type {kind!r} where a feature or geometry was expected.",
             hint=_HINT,
         )
+
+
+def _features(item: Any, name: str) -> Iterator[Any]:
+    """The features of a collection or list, or the one thing that was given."""
+    if isinstance(item, list):
+        for part in item:
+            yield from _features(part, name)
+    elif _kind(item) == "FeatureCollection":
+        yield from _features(item.get("features") or [], name)
+    else:
+        yield item
+
+
+def _class_of(feature: Any) -> str | None:
+    """The name of a feature's class in QuPath; the parts of a derived class are joined as QuPath shows them."""
+    found = ((feature.get("properties") or {}) if isinstance(feature, dict) else {}).get("classification")
+    if isinstance(found, str):
+        return found or None
+    if not isinstance(found, dict):
+        return None
+    names = found.get("names")
+    if isinstance(names, list) and names:
+        return ": ".join(map(str, names))
+    return str(found["name"]) if found.get("name") else None
 
 
 def _kind(item: Any) -> str:
