@@ -18,12 +18,14 @@ from wsiengine.dense import run_box
 from wsiengine.errors import ScoreError
 from wsiengine.geometry import Box
 from wsiengine.grid import Block, TileGrid
+from wsiengine.models.parts import PER_TILE
 from wsiengine.models.runtime import Runtime
 from wsiengine.normalise import Normaliser
 from wsiengine.slides.base import Slide
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Result, Task, View
+from wsiengine.tilewise import shrunk_tiles
 
 _OPEN: "OrderedDict[str, Job]" = OrderedDict()  # jobs of this process, by key
 _OPEN_LOCK = Lock()
@@ -102,20 +104,17 @@ def score_block(job: Job, block: Block) -> Any:
         UnreadableSlide: A file tile under the block cannot be decoded.
         ScoreError: The model returned NaN or infinity; names the place.
     """
-    grid, halo = job.grid, job.normaliser.halo_px
+    grid = job.grid
     tiles = job.task.reach(block, grid, job.wanted)
     box = _box_px(job, tiles)
     started = time.perf_counter()
-    pixels, bad = _read(job, box.grow(halo) if halo else box)
-    read = time.perf_counter()
-    pixels = job.normaliser.apply(pixels, box)
-    normalised = time.perf_counter()
-    corners = tiles.origins_px(grid) - (box.y0, box.x0)
-    touched = None if bad is None else _touched(job, bad, corners + halo)
-    if job.normaliser.tile_steps:
-        pixels, corners = _tile_by_tile(job, pixels, corners)
+    if job.runtime.card.input.resample == PER_TILE:
+        view = View(tiles, *shrunk_tiles(job.slide, grid.lattice, tiles.origins_px(grid), grid.tile_px))
+        read = normalised = time.perf_counter()
+    else:
+        view, read, normalised = _normalised_view(job, tiles, box)
     try:
-        result: Result = job.task.score(job, block, View(tiles, pixels, corners, touched))
+        result: Result = job.task.score(job, block, view)
     except ScoreError as error:
         fy, fx = grid.lattice.l0_per_px
         raise ScoreError(
@@ -128,6 +127,20 @@ def score_block(job: Job, block: Block) -> Any:
         "model": time.perf_counter() - normalised,
     }
     return replace(result, seconds=seconds)  # type: ignore[type-var]
+
+
+def _normalised_view(job: Job, tiles: Block, box: Box) -> tuple[View, float, float]:
+    """What the model sees of ``box``, and the times at which it was read and normalised."""
+    halo = job.normaliser.halo_px
+    pixels, bad = _read(job, box.grow(halo) if halo else box)
+    read = time.perf_counter()
+    pixels = job.normaliser.apply(pixels, box)
+    normalised = time.perf_counter()
+    corners = tiles.origins_px(job.grid) - (box.y0, box.x0)
+    touched = None if bad is None else _touched(job, bad, corners + halo)
+    if job.normaliser.tile_steps:
+        pixels, corners = _tile_by_tile(job, pixels, corners)
+    return View(tiles, pixels, corners, touched), read, normalised
 
 
 def _read(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:

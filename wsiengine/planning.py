@@ -17,6 +17,7 @@ from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
 from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.models.card import Card
+from wsiengine.models.parts import PER_TILE
 from wsiengine.slides.base import SlideInfo
 from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, require_mpp
 from wsiengine.tasks import task_of
@@ -218,7 +219,8 @@ def block_bytes(plan: Plan, side: int) -> int:
         return int(3 * _dense_side_px(plan, side) ** 2 * (source_px_per_px(plan) + 2))
     across = _tiles_across(plan, side)
     side_px = (across - 1) * grid.stride_px + grid.tile_px
-    by_tile = 3 * (across * grid.tile_px) ** 2 if plan.job and plan.job.normaliser.tile_steps else 0
+    one_by_one = plan.card.input.resample == PER_TILE or (plan.job and plan.job.normaliser.tile_steps)
+    by_tile = 3 * (across * grid.tile_px) ** 2 if one_by_one else 0
     return int(3 * side_px**2 * (source_px_per_px(plan) + 2)) + by_tile
 
 
@@ -239,6 +241,8 @@ def _dense_side_px(plan: Plan, side: int) -> int:
 def source_px_per_px(plan: Plan) -> float:
     """Pixels of the best level per working pixel."""
     fy, fx = plan.lattice.l0_per_px
+    if plan.card.input.resample == PER_TILE:
+        return fy * fx  # always read at the finest level
     down_y, down_x = plan.info.levels[best_level(plan.info.levels, (fy, fx))].downsample
     return (fy / down_y) * (fx / down_x)
 

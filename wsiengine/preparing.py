@@ -26,6 +26,7 @@ from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
 from wsiengine.models.card import Card
+from wsiengine.models.parts import PER_TILE
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.normalise import Normaliser, Recipe, fit_normaliser, parse_recipe
@@ -150,6 +151,11 @@ def identify(request: Request) -> Subject:
     warnings: list[str] = []
     card = load_model(request.model)
     recipe = parse_recipe(request.normalise if request.normalise is not None else card.recipe)
+    if card.input.resample == PER_TILE and recipe.steps:
+        raise PlanError(
+            f"{card.name} shrinks each tile by itself, and the recipe {recipe} works on pixels that are shrunk already.",
+            hint="--normalise none.",
+        )
     slide = _open(request, recipe, warnings)
     if slide.info.channels:
         dyes = ", ".join(slide.info.channels)

@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from wsiengine.models.detection import (
     second_json,
 )
 from wsiengine.models.fields import Fields
+from wsiengine.models.precision import REFERENCE, Variant, read_variants
 from wsiengine.models.parts import (
+    PER_TILE,
     ClassInfo,
     Dense,
     Gate,
@@ -80,6 +82,7 @@ class Card:
     detection: Detection | None = None
     second: Second | None = None
     precision: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    number_format: str = REFERENCE
     terms: str | None = None
     intended_use: str = ""
     training_command: str = ""
@@ -102,9 +105,19 @@ class Card:
         return len(self.classes) + (self.gate is not None)
 
     @property
+    def variants(self) -> dict[str, Variant]:
+        """The same network in other number formats."""
+        return read_variants(self.precision, self.name)
+
+    def at(self, number_format: str) -> "Card":
+        """The card whose model is the file of that number format (one of :attr:`variants`, or ``fp32``)."""
+        return replace(self, number_format=number_format)
+
+    @property
     def model_resource(self) -> Resource:
-        """Of the ONNX file that sees the tiles; a second stage's files are others."""
-        return next(r for r in self.resources if r.file in _models(self))
+        """Of the ONNX file that sees the tiles, in the card's number format; a second stage's files are others."""
+        other = self.variants.get(self.number_format)
+        return next(r for r in self.resources if r.file in ([other.file] if other else _models(self)))
 
     @property
     def model_path(self) -> Path:
@@ -252,6 +265,8 @@ def _check_consistency(card: Card, where: str) -> None:
     if card.dense and card.gate and not card.outputs.gate_map:
         raise CardError(f"{where}: dense with a gate needs the gate's map, but outputs.gate_map is not given")
     files = [r.file for r in card.resources]
+    if lost := sorted({v.file for v in read_variants(card.precision, where).values()} - set(files)):
+        raise CardError(f"{where}: precision names {', '.join(lost)}, which resources do not list with their sha256")
     if len(_models(card)) != 1 or len(set(files)) < len(files):
         raise CardError(f"{where}: resources must name each file once and exactly one .onnx: got {', '.join(files)}")
     _check_task(card, where)
@@ -259,6 +274,8 @@ def _check_consistency(card: Card, where: str) -> None:
 
 def _check_task(card: Card, where: str) -> None:
     """What belongs to one task only is given there and nowhere else."""
+    if card.input.resample == PER_TILE and (card.task != "classify" or card.dense):
+        raise CardError(f"{where}: input.resample {PER_TILE} is for classifiers of single tiles only")
     detects = card.task == "detect"
     if detects != (card.detection is not None):
         raise CardError(f"{where}: detection and task detect go together: give both or neither")
@@ -279,8 +296,8 @@ def _check_task(card: Card, where: str) -> None:
 
 
 def _models(card: Card) -> list[str]:
-    """The ONNX files among the resources, but for those of a second stage."""
-    others = card.second.files if card.second else ()
+    """The ONNX files among the resources, but for those of a second stage and of other number formats."""
+    others = (*(card.second.files if card.second else ()), *(v.file for v in card.variants.values()))
     return [r.file for r in card.resources if r.file.lower().endswith(".onnx") and r.file not in others]
 
 

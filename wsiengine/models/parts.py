@@ -13,7 +13,8 @@ from wsiengine.models.fields import Fields
 
 LAYOUTS = ("NHWC", "NCHW")
 DTYPES = ("uint8", "float32", "float16")
-RESAMPLINGS = ("area", "pil_bilinear_per_tile")
+PER_TILE = "pil_bilinear_per_tile"  # each tile shrunk by itself: wsiengine.tilewise
+RESAMPLINGS = ("area", PER_TILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,14 @@ class Outputs:
     offsets: str | None = None
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """Those that are given, ``scores`` first."""
+        return tuple(role for role in self.__slots__ if getattr(self, role) is not None)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """All that are given, ``scores`` first."""
-        return tuple(name for role in self.__slots__ if (name := getattr(self, role)) is not None)
+        """The ONNX names of :attr:`roles`."""
+        return tuple(getattr(self, role) for role in self.roles)
 
 
 @dataclass(frozen=True, slots=True)
