@@ -12,7 +12,7 @@ import shapely
 from scipy import ndimage
 
 from wsiengine.geometry import Box, Lattice
-from wsiengine.polygons import Traced, clean, clip, rectangle, simplify, to_level0, trace
+from wsiengine.polygons import Traced, clean, clip, rectangle, simplify, to_level0, trace, trace_components
 from wsiengine.qupath import Annotation, FileLimits, make_ids, read_geojson, write_geojson
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Annotation",
     "FileLimits",
     "annotate",
+    "annotate_objects",
     "read_geojson",
     "region_annotations",
     "tile_annotations",
@@ -84,14 +85,45 @@ def annotate(
     Returns:
         Annotations ordered by class, then by first cell in reading order.
     """
-    if labels.shape != probability.shape[:2]:
-        raise ValueError(f"labels are {labels.shape} cells, probabilities {probability.shape[:2]}")
-    if len(options.channel_names) != probability.shape[2]:
-        raise ValueError(f"{len(options.channel_names)} channel names for {probability.shape[2]} channels")
     if int(labels.max(initial=0)) > len(classes):
         raise ValueError(f"label {labels.max()} has no class: there are {len(classes)}")
-    tolerance = 0.5 if options.tolerance_um is None else options.tolerance_um / lattice.cell_um2**0.5  # in cells
-    traced = trace(labels, smooth=tolerance >= 0.5)
+    return _annotations(trace(labels, smooth=_slanting(lattice, options)), probability, lattice, classes, options)
+
+
+def annotate_objects(
+    objects: tuple[np.ndarray, np.ndarray],
+    probability: np.ndarray,
+    lattice: Lattice,
+    classes: Sequence[Class],
+    options: AnnotateOptions,
+) -> list[Annotation]:
+    """Every object of a map of objects as one annotation, measured as by :func:`annotate`; neighbours stay apart.
+
+    Args:
+        objects: int32 (rows, cols), 0 = none, each of 1 … n connected through edges; and uint8 (n,) class, from 1.
+        probability, lattice, classes, options: As for :func:`annotate`.
+    """
+    traced = trace_components(*objects, smooth=_slanting(lattice, options))
+    return _annotations(traced, probability, lattice, classes, options)
+
+
+def _tolerance(lattice: Lattice, options: AnnotateOptions) -> float:
+    """In cells."""
+    return 0.5 if options.tolerance_um is None else options.tolerance_um / lattice.cell_um2**0.5
+
+
+def _slanting(lattice: Lattice, options: AnnotateOptions) -> bool:
+    return _tolerance(lattice, options) >= 0.5
+
+
+def _annotations(
+    traced: Traced, probability: np.ndarray, lattice: Lattice, classes: Sequence[Class], options: AnnotateOptions
+) -> list[Annotation]:
+    if traced.components.shape != probability.shape[:2]:
+        raise ValueError(f"labels are {traced.components.shape} cells, probabilities {probability.shape[:2]}")
+    if len(options.channel_names) != probability.shape[2]:
+        raise ValueError(f"{len(options.channel_names)} channel names for {probability.shape[2]} channels")
+    tolerance = _tolerance(lattice, options)
     outlines = to_level0(simplify(traced.polygons, tolerance if tolerance > 0.5 else 0), lattice.l0_per_cell)
     regions = _exported(traced, outlines, lattice, options)
     owners = _owners(traced.components, regions, lattice)

@@ -64,11 +64,21 @@ def trace(labels: np.ndarray, *, smooth: bool = False) -> Traced:
     """
     if labels.ndim != 2:
         raise ValueError(f"a label map has rows and columns, not the shape {labels.shape}")
-    components, component_labels = label_components(labels)
+    return trace_components(*label_components(labels), smooth=smooth)
+
+
+def trace_components(components: np.ndarray, component_labels: np.ndarray, *, smooth: bool = False) -> Traced:
+    """As :func:`trace`, of components that are known already: neighbours of one label may stay apart.
+
+    Args:
+        components: int32 (rows, cols), 0 = nothing; each of 1 … n is there and connected through edges.
+        component_labels: uint8 (n,): label of each.
+        smooth: As for :func:`trace`.
+    """
     if not len(component_labels):
         return Traced(components, np.empty(0, object), component_labels)
     edges = _boundary_edges(components)
-    rings = _chain(edges, labels.shape[1] + 1)
+    rings = _chain(edges, components.shape[1] + 1)
     if smooth:
         rings = _smooth(rings, components)
     return Traced(components, _build(rings, len(component_labels)), component_labels)

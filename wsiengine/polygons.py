@@ -7,10 +7,10 @@ shapely geometries hold (x, y); arrays and scalars of this package are (y, x), t
 import numpy as np
 import shapely
 
-from wsiengine.contours import Traced, trace
+from wsiengine.contours import Traced, trace, trace_components
 from wsiengine.geometry import Box
 
-__all__ = ["Traced", "clean", "clip", "rectangle", "simplify", "to_level0", "trace"]
+__all__ = ["Traced", "clean", "clip", "rectangle", "simplify", "to_level0", "trace", "trace_components"]
 
 GRID_L0 = 0.01  # exported coordinates are multiples of this; QuPath 0.7 reduces to it on import
 SMALLEST_AREA_L0 = 0.011  # smaller rings count as nothing: QuPath wants 0.01 px², the rest is for rounding far out

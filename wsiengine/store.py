@@ -127,7 +127,7 @@ def _ome_attributes(layout: MapLayout, lattice: Lattice, levels: int) -> dict[st
             transformations.append({"type": "translation", "translation": shift})
         datasets.append({"path": str(level), "coordinateTransformations": transformations})
     space = {"type": "space", "unit": "micrometer"}
-    colours = (*layout.colours, (255, 255, 255))
+    colours = (*layout.colours, *[(255, 255, 255)] * (len(layout.channels) - len(layout.names)))
     return {
         "version": "0.5",
         "multiscales": [

@@ -22,10 +22,11 @@ class Segmentation:
         channels: For each map a class of the card, ``contour`` (the band along borders, which keeps touching objects
             apart) or ``background`` (softmax needs it).
         threshold: A cell belongs to a class from this probability on.
-        contour_above: A cell is a border from this probability of ``contour`` on; objects are what is left without
+        contour_above: A cell is a border above this probability of ``contour`` (1: never); objects are what is left without
             borders, grown back.
         grow_um: How far they are grown back at most.
-        min_area_um2: Smaller objects, and smaller holes in objects, are left out.
+        holes_um2: Holes in objects are filled up to this area.
+        min_area_um2: Smaller objects are left out.
         bright_above: A pixel whose darkest channel is above this level counts as lumen (empty, or clear mucus): adds
             the map ``lumen`` and the measurement of its share. None: no such map.
         object_type: What objects are to QuPath: ``annotation`` or ``detection``.
@@ -35,6 +36,7 @@ class Segmentation:
     threshold: float = 0.5
     contour_above: float = 0.5
     grow_um: float = 10.0
+    holes_um2: float = 0.0
     min_area_um2: float = 0.0
     bright_above: int | None = None
     object_type: str = "annotation"
@@ -54,6 +56,7 @@ def read_segmentation(entry: Fields) -> Segmentation:
         threshold=entry.number("threshold", low=0, high=1, default=0.5),
         contour_above=entry.number("contour_above", low=0, high=1, default=0.5),
         grow_um=entry.number("grow_um", low=0, high=1e4, default=10.0),
+        holes_um2=entry.number("holes_um2", low=0, high=1e12, default=0.0),
         min_area_um2=entry.number("min_area_um2", low=0, high=1e12, default=0.0),
         bright_above=bright,
         object_type=entry.choice("object_type", ("annotation", "detection"), default="annotation"),

@@ -24,4 +24,8 @@ def task_of(name: str, *, dense: bool = False) -> Task:
         from wsiengine.tasks.segmentation import Segmentation
 
         return Segmentation()
+    if name == "detect":
+        from wsiengine.tasks.detection import Detection
+
+        return Detection()
     raise ValueError(f"no task is called {name!r}")

@@ -147,7 +147,7 @@ def label(coded: np.ndarray, layout: MapLayout, threshold: float, smoothing_cell
     """
     analysed = coded[..., 0] > 0
     if smoothing_cells > 0:
-        values: np.ndarray = _smooth(coded, analysed, smoothing_cells)
+        values: np.ndarray = smoothed(coded, analysed, smoothing_cells)
     else:
         values = np.maximum(coded, 1).astype(np.float32) - 1  # in 254ths
     classes = values[..., : len(layout.names)]
@@ -160,7 +160,7 @@ def label(coded: np.ndarray, layout: MapLayout, threshold: float, smoothing_cell
     return labels
 
 
-def _smooth(coded: np.ndarray, analysed: np.ndarray, sigma: float) -> np.ndarray:
+def smoothed(coded: np.ndarray, analysed: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian mean of the analysed cells, in 254ths (normalised convolution)."""
     weight = ndimage.gaussian_filter(analysed.astype(np.float32), sigma, mode="constant")
     out = np.empty(coded.shape, np.float32)
