@@ -5,7 +5,6 @@ stain is one 3 × 3 matrix: the jitter of haematoxylin, eosin and residual (Ruif
 2019) and the exchange of one laboratory's stain vectors for another's (Macenko et al. 2009).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -152,11 +151,3 @@ def spoil(rng: np.random.Generator, tile: np.ndarray) -> np.ndarray:
     ink = rng.uniform(0.05, 0.9, 3)
     ink[rng.integers(3)] = rng.uniform(0.0, 0.2)
     return (tile * ink).astype(np.uint8)
-
-
-def colour(rng: np.random.Generator, tile: np.ndarray, have: Stain, others: Sequence[Stain]) -> np.ndarray:
-    """The tile in another stain, most of the time."""
-    if rng.random() < 0.1:
-        return tile
-    want = others[int(rng.integers(len(others)))] if rng.random() < 0.5 else None
-    return restain(tile, *stain_change(rng, have, want))

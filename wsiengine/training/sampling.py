@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from wsiengine.training.augment import colour, cut, degrade, measure_stain, random_view, spoil
+from wsiengine.training.augment import cut, degrade, measure_stain, random_view, restain, spoil, stain_change
 from wsiengine.training.data import Pixels
 
 NEGATIVE_SHARE = 0.12
@@ -24,6 +24,8 @@ _TRIES = 6
 _ENOUGH_EPITHELIUM = 0.15
 _NOT_A_CLASS = -1
 _ZOOM = (0.72, 1.4)
+_OWN_COLOUR = 0.1
+"""Part of the tiles that keeps the colours of its laboratory."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,17 @@ class Batch:
     tiles: np.ndarray
     labels: np.ndarray
     epithelium: np.ndarray
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One random tile: as a row of :class:`Batch`, with the index of its field and of the field whose stain it took."""
+
+    tile: np.ndarray
+    label: int
+    epithelium: np.ndarray
+    index: int
+    like: int | None
 
 
 class Sampler:
@@ -75,17 +88,20 @@ class Sampler:
             label = p.field.label
             branch = self._tree[joins.get(label, label)]
             branch[label if label in joins else p.field.source][p.field.case].append(i)
+        sources = [p.field.source for p in self._pixels]
+        self._of_source = [[i for i, s in enumerate(sources) if s == name] for name in sorted(set(sources))]
         bare = [0 if p.mask is None else int((p.mask == 0).sum()) for p in self._pixels]
         self._bare = np.cumsum(np.array(bare))
 
     def batch(self, iteration: int, size: int, side_px: int) -> Batch:
         """The batch of an iteration: always the same one."""
         rng = np.random.default_rng((self._seed, iteration))
-        rows = [self._tile(rng, side_px) for _ in range(size)]
-        tiles, labels, epithelium = zip(*rows, strict=True)
-        return Batch(np.stack(tiles), np.array(labels), np.stack(epithelium))
+        rows = [self.draw(rng, side_px) for _ in range(size)]
+        labels = np.array([row.label for row in rows])
+        return Batch(np.stack([row.tile for row in rows]), labels, np.stack([row.epithelium for row in rows]))
 
-    def _tile(self, rng: np.random.Generator, side_px: int) -> tuple[np.ndarray, int, np.ndarray]:
+    def draw(self, rng: np.random.Generator, side_px: int) -> Drawn:
+        """One random tile, of a random class or (rarely) where there is least epithelium."""
         negative = rng.random() < NEGATIVE_SHARE and self._bare[-1] > 0
         if negative:  # a field comes up as often as it has pixels without epithelium
             index, label = int(np.searchsorted(self._bare, rng.random() * self._bare[-1], "right")), _NOT_A_CLASS
@@ -94,14 +110,25 @@ class Sampler:
             index = self._draw(rng, self._classes[label])
         pixels = self._pixels[index]
         tile, mask = self._cut(rng, pixels, side_px, negative=negative)
-        tile = degrade(rng, colour(rng, tile, self._stains[index], self._stains))
+        like = self._stain_like(rng)
+        if rng.random() >= _OWN_COLOUR:
+            want = None if like is None else self._stains[like]
+            tile = restain(tile, *stain_change(rng, self._stains[index], want))
+        tile = degrade(rng, tile)
         if not negative and rng.random() < SPOILT_SHARE:
             tile, label, mask = spoil(rng, tile), UNREADABLE, None
         cells = side_px // self._cell_px
         if mask is None:
-            return tile, label, np.full((cells, cells), np.nan, np.float32)
+            return Drawn(tile, label, np.full((cells, cells), np.nan, np.float32), index, like)
         covered = cv2.resize(mask, (cells, cells), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        return tile, label if covered.mean() >= _ENOUGH_EPITHELIUM else _NOT_A_CLASS, covered
+        return Drawn(tile, label if covered.mean() >= _ENOUGH_EPITHELIUM else _NOT_A_CLASS, covered, index, like)
+
+    def _stain_like(self, rng: np.random.Generator) -> int | None:
+        """Half of the time a field whose stain is moved towards: a set first, then a field of it."""
+        if rng.random() < 0.5:
+            return None
+        fields = self._of_source[int(rng.integers(len(self._of_source)))]
+        return fields[int(rng.integers(len(fields)))]
 
     def _draw(self, rng: np.random.Generator, label: str) -> int:
         branch = self._tree[label]
