@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from wsiengine.commands.arguments import positive, whole
+from wsiengine.models.precision import ASKED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source-mpp", type=_scale, metavar="UM|X,Y", help="µm/px of the images, where the table does not say"
     )
+    parser.add_argument("--precision", choices=ASKED, default="fp32", help="number format of the model (default: fp32)")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]")
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="default: all cores")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write report.json and report.png here")
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     from wsiengine.evaluating import choose, draw, report, score_images, table_lines
     from wsiengine.models.registry import load_model
-    from wsiengine.models.runtime import Runtime
+    from wsiengine.models.session import open_runtime
     from wsiengine.output import make_folder
     from wsiengine.training.tables import read_labels
 
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     classes = [c.name for c in card.map_classes]
     chosen = choose(fields, classes, _folds(args.folds))
     threads = args.threads or len(os.sched_getaffinity(0))
-    rows = score_images(card, chosen, Runtime(card, device=args.device, threads=threads))
+    rows = score_images(card, chosen, open_runtime(card, args.precision, device=args.device, threads=threads))
     found = report(rows, classes, args.rule, card.uncertain.below if card.uncertain else 0.0)
     if args.output:
         make_folder(args.output)

@@ -22,7 +22,6 @@ from wsiengine.models.detection import (
     second_json,
 )
 from wsiengine.models.fields import Fields
-from wsiengine.models.precision import REFERENCE, Variant, read_variants
 from wsiengine.models.parts import (
     PER_TILE,
     ClassInfo,
@@ -40,6 +39,7 @@ from wsiengine.models.parts import (
     read_resource,
     read_uncertain,
 )
+from wsiengine.models.precision import REFERENCE, Variant, read_variants
 from wsiengine.models.segmentation import Segmentation, check_segmentation, read_segmentation, segmentation_json
 
 SCHEMA_VERSION = 1

@@ -67,7 +67,9 @@ def check_files(card: Card) -> None:
             )
     home = PurePosixPath(card.model_resource.file).parent  # what an ONNX file names lies beside it
     listed = [PurePosixPath(resource.file) for resource in card.resources]
-    check_onnx(card.model_path, {str(name.relative_to(home)) for name in listed if name.is_relative_to(home)})
+    beside = {str(name.relative_to(home)) for name in listed if name.is_relative_to(home)}
+    for number_format in ("fp32", *card.variants):
+        check_onnx(card.at(number_format).model_path, beside)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,0 +1,26 @@
+"""A model's runtime in the number format that was asked for, or that fits the device."""
+
+from wsiengine.models.card import Card
+from wsiengine.models.precision import REFERENCE, choose_precision
+from wsiengine.models.runtime import CPU, Runtime
+
+
+def open_runtime(
+    card: Card, precision: str = REFERENCE, *, device: str = "auto", threads: int = 1, batch_size: int | None = None
+) -> Runtime:
+    """The runtime; its ``card`` says which number format it has.
+
+    Args:
+        card: The model.
+        precision: ``fp32``, ``fp16``, ``int8`` or ``auto``.
+        device, threads, batch_size: As for :class:`~wsiengine.models.runtime.Runtime`.
+
+    Raises:
+        PlanError: The model does not come in that format, or the device only imitates it.
+        ModelError: As for :class:`~wsiengine.models.runtime.Runtime`.
+    """
+    runtime = Runtime(card, device=device, threads=threads, batch_size=batch_size)
+    chosen = choose_precision(precision, card.variants, card.name, gpu=runtime.provider != CPU)
+    if chosen == REFERENCE:
+        return runtime
+    return Runtime(card.at(chosen), device=device, threads=threads, batch_size=batch_size)
