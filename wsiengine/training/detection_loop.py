@@ -145,11 +145,13 @@ class _Trainer:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
+            for mean, now in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                mean.copy_(now)  # statistics of batch normalisation are averages already
         self._parts.append({name: float(value.detach()) for name, value in parts.items()})
         self.iteration = iteration + 1
         if self.iteration % 20 == 0 or self.iteration == self.schedule.iterations:
             self._log()
-        if self.iteration % CHECKPOINT_EVERY == 0:
+        if self.iteration % CHECKPOINT_EVERY == 0 or self.iteration == self.schedule.iterations:
             self._save()
 
     def _log(self) -> None:
