@@ -54,13 +54,13 @@ class MemoryWatch:
                     self.peaks[name] = max(self.peaks[name], int(value.split()[0]) >> 10)
 
 
-def run_engine(slide: str, model: str, threads: int, block_tiles: int | None) -> dict[str, Any]:
+def run_engine(slide: str, model: str, **options: Any) -> dict[str, Any]:
     """One whole run, results written to a folder that is thrown away."""
     from wsiengine import infer
 
     with tempfile.TemporaryDirectory() as folder, MemoryWatch() as memory:
         wall, cpu = time.perf_counter(), time.process_time()
-        result = infer(slide, model, Path(folder) / "out", threads=threads, block_tiles=block_tiles)
+        result = infer(slide, model, Path(folder) / "out", **options)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     run = result.run
     return {
@@ -232,11 +232,23 @@ class _ResNet18:
         return name
 
 
+def _infer_options(options: argparse.Namespace) -> dict[str, Any]:
+    limit = options.memory_limit and options.memory_limit * _MIB
+    return {
+        "threads": options.threads,
+        "block_tiles": options.block_tiles,
+        "mode": options.mode,
+        "memory_limit_bytes": limit,
+        "normalise": options.normalise,
+    }
+
+
 def _alone(part: str, options: argparse.Namespace, slide: Path, model: str, tiles: int = 0) -> dict[str, Any]:
     """One measurement in a fresh process."""
     command = [sys.executable, __file__, "--part", part, "--slide", str(slide), "--model", model]
     command += ["--threads", str(options.threads), "--tiles", str(tiles)]
     command += ["--block-tiles", str(options.block_tiles)] if options.block_tiles else []
+    command += ["--normalise", options.normalise] if options.normalise else []
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -291,6 +303,9 @@ def main() -> None:
     parser.add_argument("--slide", type=Path, help="measure on this slide")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--block-tiles", type=int, help="side of a block, instead of the plan's choice")
+    parser.add_argument("--mode", default="tiles", choices=["tiles", "dense"])
+    parser.add_argument("--normalise", help="recipe instead of the model's: macenko+clahe, say")
+    parser.add_argument("--memory-limit", type=int, help="MiB")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--floor-tiles", type=int, default=2000, help="most tiles that the floor is measured on")
     parser.add_argument("--workdir", type=Path, help="keep the mosaic and the model here")
@@ -299,7 +314,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part == "engine":
-        print(json.dumps(run_engine(str(options.slide), options.model, options.threads, options.block_tiles)))
+        print(json.dumps(run_engine(str(options.slide), options.model, **_infer_options(options))))
     elif options.part == "floor":
         print(json.dumps(run_floor(str(options.slide), options.model, options.threads, options.tiles)))
     else:

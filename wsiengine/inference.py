@@ -1,10 +1,10 @@
 """The main job: a slide and a model in, a folder of results out. Joins all the other modules."""
 
+import json
 import os
 import platform
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, summarise, write_annotations
 from wsiengine.grid import blocks_of
 from wsiengine.journal import Journal, Recovered, in_words
+from wsiengine.meanwhile import Meanwhile, give_back_memory
 from wsiengine.output import Workspace, refuse_gaps, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
@@ -44,6 +45,7 @@ class Outputs:
     tolerance_um: float | None = None
     min_area_um2: float = 0.0
     tiles: bool = False
+    classes: tuple[str, ...] | None = None
 
 
 def infer(
@@ -102,7 +104,8 @@ def _settings(subject: Subject, outputs: Outputs | None) -> dict[str, Any]:
     """How the regions of a finished run would be drawn, were it run now."""
     asked = subject.request.threshold
     threshold = task_of(subject.card.task).layout(subject.card).uncertain_below if asked is None else asked
-    return asdict(Finish(threshold, **asdict(outputs or Outputs())))
+    settings: dict[str, Any] = json.loads(_json(asdict(Finish(threshold, **asdict(outputs or Outputs())))))
+    return settings  # as they are read back: a tuple is a list there
 
 
 def _run(
@@ -124,9 +127,13 @@ def _run(
                 space.forget()  # a refused plan leaves nothing behind
             raise
         watch.add(prepared.seconds)
-        _remember(journal, recovered, prepared)
+        for name, found in prepared.found.items():  # before the first block, so that a resumed run uses the very same
+            journal.add_blob(name, found)
+        give_back_memory()
         listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
-        gathered = _score(prepared.plan, (journal, recovered), client, listener, watch)
+        with Meanwhile(subject.slide) as meanwhile:
+            gathered = _score(prepared.plan, (journal, recovered), client, listener, watch)
+            picture = meanwhile.picture()
     if subject.slide.fingerprint() != subject.fingerprint:
         space.forget()  # nobody can say which of the blocks are of which slide
         raise UnreadableSlide(
@@ -134,7 +141,7 @@ def _run(
             hint="wait until it is copied or scanned completely, then run the same command again.",
         )
     with in_words(space.folder):
-        _finish((subject, prepared), gathered, where, listener, watch)
+        _finish((subject, prepared), (gathered, picture), where, listener, watch)
 
 
 def default_folder(slide: str) -> Path:
@@ -148,14 +155,6 @@ def _foretell(subject: Subject, recovered: Recovered, listener: Listener) -> Non
     if str(subject.request.tissue) == "auto" and "tissue" not in recovered.blobs and mpx > _SLOW_TISSUE_MPX:
         text = f"The file has no small overview: {mpx:,.0f} Mpx are read once to find the tissue"
         listener(Event("note", {"text": f"{text} (about {mpx * _S_PER_MPX:,.0f} s)."}))
-
-
-def _remember(journal: Journal, recovered: Recovered, prepared: Prepared) -> None:
-    """Store what was found before the first block, so that a resumed run uses the very same."""
-    if "tissue" not in recovered.blobs:
-        journal.add_blob("tissue", prepared.tissue.to_bytes())
-    if "normaliser" not in recovered.blobs:
-        journal.add_blob("normaliser", prepared.normaliser.to_json().encode())
 
 
 def _score(
@@ -204,25 +203,22 @@ def _score(
 
 def _finish(
     who: tuple[Subject, Prepared],
-    gathered: Gathered,
+    found: tuple[Gathered, np.ndarray],
     where: tuple[Workspace, Outputs],
     listener: Listener,
     watch: Stopwatch,
 ) -> None:
     """Draft every result, then publish them together."""
-    from wsiengine.report import draw_overlay, thumbnail
+    from wsiengine.report import draw_overlay
     from wsiengine.store import write_store
 
-    (subject, prepared), (space, outputs) = who, where
+    (subject, prepared), (space, outputs), (gathered, picture) = who, where, found
     plan = prepared.plan
-    truth = Truth.of(plan, gathered.arrays(), subject.region)
+    areas = tuple((name, geometry.wkt) for name, geometry in subject.areas)
+    truth = replace(Truth.of(plan, gathered.arrays(), subject.region), areas=areas)
     finish = Finish(plan.threshold, **asdict(outputs))
     listener(Event("stage", {"name": "writing map, annotations and overlay"}))
     draft = space.draft()
-    # The slide's picture is read on a thread of its own meanwhile: nothing else waits for the file now.
-    reader = ThreadPoolExecutor(1, thread_name_prefix="wsiengine-picture")
-    picture = reader.submit(thumbnail, subject.slide)
-    reader.shutdown(wait=False)
     with watch.stage("map"):
         coded = truth.map()
         described = (truth.layout, plan.lattice)
@@ -241,7 +237,7 @@ def _finish(
         title = f"{subject.card.name} {subject.card.version}"
         if "unreadable_tiles" in summary:
             title += f" · {unreadable_words(summary)}"
-        draw_overlay(subject.slide, annotations, draft / "overlay.png", title=title, picture=picture.result())
+        draw_overlay(subject.slide, annotations, draft / "overlay.png", title=title, picture=picture)
     summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
     files = sorted([*(path.name for path in draft.iterdir()), "run.json"])
     facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
@@ -334,6 +330,4 @@ def run_facts(
 
 
 def _json(facts: Mapping[str, Any]) -> str:
-    import json
-
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"

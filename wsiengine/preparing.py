@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,19 @@ from wsiengine.grid import TileGrid
 from wsiengine.job import Job
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
+from wsiengine.models.precision import REFERENCE
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
+from wsiengine.models.session import open_runtime
 from wsiengine.normalise import Normaliser, Recipe, fit_normaliser, parse_recipe
 from wsiengine.planning import Options, Plan, choose_tiles, lattice_for, make_plan
 from wsiengine.recipe import TILE_STEPS
-from wsiengine.regions import load_region, points_inside, rasterise
+from wsiengine.regions import load_areas, load_region, points_inside, rasterise
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
+from wsiengine.tasks.detect import least_overlap_px
 from wsiengine.tissue import TissueMask, find_tissue
 
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
@@ -64,6 +67,7 @@ class Request:
         on_bad_tile: ``fail``: what cannot be decoded ends the run; ``skip``: its tiles are left out, and told.
         mode: ``tiles`` (each tile on its own), ``dense`` (windows of a map, see :mod:`wsiengine.dense`) or ``auto``:
             dense where the card has the form and overlapping tiles would cost more.
+        precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
     """
 
     slide: str | os.PathLike[str] | Slide
@@ -81,6 +85,7 @@ class Request:
     block_tiles: int | None = None
     on_bad_tile: str = "fail"
     mode: str = "tiles"
+    precision: str = REFERENCE
 
     def __post_init__(self) -> None:
         for name, least in (("threads", 0), ("batch_size", 1), ("block_tiles", 1), ("memory_limit_bytes", 1)):
@@ -112,7 +117,8 @@ class Request:
 class Subject:
     """An identified run: everything opened, nothing read yet.
 
-    ``identity`` holds all that decides the scores; ``key`` is its sha256.
+    ``identity`` holds all that decides the scores; ``key`` is its sha256. ``areas`` names the annotations of the
+    region, where objects are counted in each. ``calibrated``: µm/px are known.
     """
 
     request: Request
@@ -126,6 +132,8 @@ class Subject:
     fingerprint: str
     identity: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    areas: tuple[tuple[str, Any], ...] = ()
+    calibrated: bool = True
 
     @property
     def key(self) -> str:
@@ -134,11 +142,14 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A plan, with what was found on the way to it (stored by the journal, reused on resume)."""
+    """A plan, and what was found on the way to it.
+
+    ``found``: tissue and stain as bytes, for the journal and for a resumed run; what was stored before is not repeated.
+    """
 
     plan: Plan
-    tissue: TissueMask
     normaliser: Normaliser
+    found: Mapping[str, bytes] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -160,16 +171,22 @@ def identify(request: Request) -> Subject:
     if slide.info.channels:
         dyes = ", ".join(slide.info.channels)
         warnings.append(f"This is fluorescence ({dyes}), not stained tissue in transmitted light, as models expect it.")
+    calibrated = slide.info.mpp is not None
+    if card.input.mpp is None and not calibrated:
+        slide = open_slide(slide.path, mpp=1.0, window=recipe.window)
+        warnings.append("The picture states no µm/px (--mpp gives them): sizes and densities are in pixels.")
     lattice = lattice_for(slide.info, card)
     if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
         warnings.append(
             f"The slide has {lattice.slide_mpp}, {card.name} was made for {lattice.mpp}: its pixels are enlarged."
         )
-    grid = TileGrid.cover(lattice, card.input.size_px, request.overlap)
+    grid = TileGrid.cover(lattice, card.input.size_px, _overlap(request.overlap, card, lattice, warnings))
     region = _load(request.region, slide, "--region")
     mask = None if str(request.tissue) in ("auto", "none") else _load(request.tissue, slide, "--tissue")
+    areas = _areas(request, card, slide)
     mode = _choose_mode(request.mode, card, grid, recipe)
-    runtime = Runtime(card, device=request.device, batch_size=request.batch_size)
+    runtime = open_runtime(card, request.precision, device=request.device, batch_size=request.batch_size)
+    card = runtime.card
     fingerprint = slide.fingerprint()
     identity = {
         "slide": fingerprint,
@@ -183,12 +200,15 @@ def identify(request: Request) -> Subject:
             "tissue": _digest(mask) if mask is not None else str(request.tissue),
             "normalise": str(recipe),
             "provider": runtime.provider,
+            **({"precision": card.number_format} if card.number_format != REFERENCE else {}),
             **({"mode": mode} if mode != "tiles" else {}),
             **({"on_bad_tile": request.on_bad_tile} if request.on_bad_tile != "fail" else {}),
             **({"batch_size": runtime.batch_size} if runtime.provider != "CPUExecutionProvider" else {}),
         },
     }
-    return Subject(request, slide, card, runtime, recipe, grid, region, mask, fingerprint, identity, tuple(warnings))
+    told = tuple(warnings)
+    opened = (request, slide, card, runtime, recipe, grid, region, mask, fingerprint, identity)
+    return Subject(*opened, warnings=told, areas=areas, calibrated=calibrated)
 
 
 def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prepared:
@@ -211,7 +231,10 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
     fitted = time.perf_counter()
     inside, touched, tile_inside = _inside(subject)
     cells = tissue.cell_fraction(grid.lattice)
-    analysed, wanted = choose_tiles(grid, cells, touched, tile_inside)
+    if touched is not None and subject.card.task == "detect":  # objects are whole: their centres decide, not tiles'
+        analysed, wanted = choose_tiles(grid, np.where(touched, cells, 0), None, None)
+    else:
+        analysed, wanted = choose_tiles(grid, cells, touched, tile_inside)
     if subject.region is not None and not wanted.any():
         raise NothingToAnalyse(
             "There is nothing to analyse: no tile with tissue has its centre inside the region.",
@@ -226,14 +249,38 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         grid=grid,
         wanted=wanted,
         analysed=analysed,
-        options=request.options(mode),
+        options=replace(request.options(mode), calibrated=subject.calibrated),
         block_tiles=1,
         tissue_um2=_tissue_um2(cells, inside, grid.lattice),
         fingerprint=subject.fingerprint,
         weights_bytes=subject.card.model_path.stat().st_size,
         job=Job(subject.key, slide, subject.runtime, normaliser, *work, mode == "dense"),
     )
-    return Prepared(make_plan(plan), tissue, normaliser, {"tissue": found - started, "stain fit": fitted - found})
+    pieces = {"tissue": tissue.to_bytes(), "normaliser": normaliser.to_json().encode()}
+    new = {name: piece for name, piece in pieces.items() if name not in stored}
+    return Prepared(make_plan(plan), normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
+
+
+def _overlap(asked: float, card: Card, lattice: Lattice, warnings: list[str]) -> float:
+    """The overlap asked for, or what a detector's largest object needs where that is more: it must be seen whole."""
+    needed_px = least_overlap_px(card)
+    side = card.input.size_px
+    one_tile = max(lattice.extent_px.shape) <= side
+    if card.detection is None or one_tile or round((1 - asked) * side) <= side - needed_px:
+        return asked
+    warnings.append(
+        f"The overlap is raised from {100 * asked:.0f} % to {100 * needed_px / side:.0f} % ({needed_px} px): "
+        f"{card.name} finds objects of up to {card.detection.largest_px:g} px, and each must be seen whole."
+    )
+    return needed_px / side
+
+
+def _areas(request: Request, card: Card, slide: Slide) -> tuple[tuple[str, Any], ...]:
+    """Of a detector's region: each annotation with its name."""
+    if request.region is None or card.task != "detect":
+        return ()
+    info = slide.info
+    return tuple(load_areas(request.region, size_l0=info.size_l0, bounds_l0=info.bounds_l0, name="--region"))
 
 
 def _choose_mode(asked: str, card: Card, grid: TileGrid, recipe: Recipe) -> str:
@@ -281,7 +328,8 @@ def _tissue(subject: Subject) -> TissueMask:
     info, lattice = subject.slide.info, subject.grid.lattice
     if subject.tissue_polygons is not None:
         return TissueMask.from_polygons(subject.tissue_polygons, info.size_l0, lattice.slide_mpp)
-    if str(subject.request.tissue) == "none":
+    picture = subject.card.input.mpp is None  # of anything: no tissue is looked for in it
+    if str(subject.request.tissue) == "none" or (picture and str(subject.request.tissue) == "auto"):
         return TissueMask.everywhere(info.size_l0, lattice.slide_mpp)
     return find_tissue(subject.slide)
 
@@ -302,7 +350,8 @@ def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None, np.
         raise RegionError(
             "The region is smaller than the grid of the model: it holds no cell's centre.", hint="draw a larger region."
         )
-    touched = rasterise(shapely.buffer(region, max(lattice.l0_per_cell) / 2, join_style="mitre"), lattice)
+    reach = 0.75 if subject.card.task == "detect" else 0.5  # an object may be centred in a cell's corner
+    touched = rasterise(shapely.buffer(region, max(lattice.l0_per_cell) * reach, join_style="mitre"), lattice)
     return cells, touched, tiles
 
 
@@ -325,7 +374,8 @@ def machine_memory_bytes() -> int:
 def _card_digest(card: Card) -> str:
     """Of what a card says about numbers and classes, not of its prose: the same weights may be read otherwise."""
     facts = card.to_json()
-    deciding = ("input", "outputs", "activation", "output_stride_px", "halo_px", "dense", "gate", "uncertain")
+    deciding: tuple[str, ...] = ("input", "outputs", "activation", "output_stride_px", "halo_px", "dense", "gate", "uncertain")
+    deciding += tuple(name for name in ("segmentation", "detection", "second") if name in facts)
     classes = [{k: v for k, v in entry.items() if k != "evidence"} for entry in facts["classes"]]
     text = json.dumps([classes, *(facts[name] for name in deciding)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """The overlay picture: the whole slide, the outline of every region, a legend and a scale bar."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,17 +50,18 @@ class LegendEntry:
         return f"{self.name}   {area_words(self.area_mm2)}"
 
 
-def thumbnail(slide: Slide, max_side_px: int = 2048) -> np.ndarray:
+def thumbnail(slide: Slide, max_side_px: int = 2048, *, over: Callable[[], bool] = lambda: False) -> np.ndarray:
     """The whole slide, its longer side at most ``max_side_px`` → (rows, cols, 3) uint8 RGB.
 
-    Read in pieces from the coarsest level that is fine enough, averaged by area; never enlarged.
+    Read in pieces from the coarsest level that is fine enough, averaged by area; never enlarged; given up once
+    ``over`` says so.
 
     Raises:
         ResolutionError: The slide states no µm/px.
     """
     mpp = require_mpp(slide.info)
     shrink = max(1.0, max(slide.info.size_l0.shape) / max_side_px)
-    return read_whole(slide, Mpp(mpp.y * shrink, mpp.x * shrink))
+    return read_whole(slide, Mpp(mpp.y * shrink, mpp.x * shrink), over=over)
 
 
 def draw_overlay(

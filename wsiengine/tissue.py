@@ -8,7 +8,8 @@ import json
 import math
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ TISSUE_UM = 8.0  # µm per pixel of the mask: a few cells wide, and a level that
 _MAGIC = b"wsiengine tissue 1\n"
 _PIECE_PX = 1 << 22  # source pixels read at once by one thread: 13 MB
 _CHEAP_PX = 32_000_000  # of a finer level: half a second by the slowest reader
-_STRIP_BYTES = 32 << 20
+_STRIP_BYTES = 8 << 20
 
 
 def tissue_lattice(size_l0: Size, slide_mpp: Mpp) -> Lattice:
@@ -199,16 +200,19 @@ def tissue_cost(info: SlideInfo) -> float:
     return _level(info, lattice, _steps(info, lattice)).size.area / 1e6
 
 
-def read_whole(slide: Slide, mpp: Mpp, steps: int = 1) -> np.ndarray:
+def read_whole(slide: Slide, mpp: Mpp, steps: int = 1, *, over: Callable[[], bool] = lambda: False) -> np.ndarray:
     """The whole slide at ``mpp`` → (rows, cols, 3) uint8, read in pieces by a few threads.
 
     ``steps`` 2 reads at half the pitch and averages 2 × 2 pixels: from a finer level, where there is one.
+    It is given up (``CancelledError``) once ``over`` says so.
     """
     lattice = Lattice(slide.info.size_l0, require_mpp(slide.info), mpp, cell_px=1)
     source_per_px = math.prod(lattice.l0_per_px) / math.prod(_level(slide.info, lattice, steps).downsample)
     out = np.empty((*lattice.extent_px.shape, 3), np.uint8)
 
     def read(piece: Box) -> None:
+        if over():
+            raise CancelledError
         pixels = slide.read(piece.scale(steps), Mpp(mpp.y / steps, mpp.x / steps))
         out[piece.slices] = _reduce(pixels, steps)
 
