@@ -44,17 +44,17 @@ def trained(fields, small, tmp_path):
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(fields, small, trained, tmp_path, monkeypatch):
     whole = torch.load(trained / "model.pt", weights_only=True)
-    save = loop._Trainer._save
+    save = loop.Trainer._save
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
 
     def save_and_stop(self):
         save(self)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Trainer, "_save", save_and_stop)
+    monkeypatch.setattr(loop.Trainer, "_save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         loop.train(fields, TINY, backbone=None, out=tmp_path / "again")
-    monkeypatch.setattr(loop._Trainer, "_save", save)
+    monkeypatch.setattr(loop.Trainer, "_save", save)
     loop.train(fields, TINY, backbone=None, out=tmp_path / "again")
     resumed = torch.load(tmp_path / "again" / "model.pt", weights_only=True)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -72,7 +72,7 @@ def train(
     Raises:
         OutputConflict: ``out`` holds the training of another recipe.
     """
-    _claim(out, recipe)
+    claim(out, recipe)
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     cv2.setNumThreads(1)
@@ -85,8 +85,21 @@ def train(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
     average = CellNet(len(recipe.classes), backbone=recipe.backbone)
     average.load_state_dict(network.state_dict())
-    trainer = _Trainer(recipe, network, average, out)
+    trainer = Trainer(recipe, network, average, out)
     trainer.validate = validate if recipe.validation_folds else None
+    return run(trainer, sampler, tell)
+
+
+class Source(Protocol):
+    """Where batches come from: :class:`~wsiengine.training.sampling.Sampler`, or views drawn beforehand."""
+
+    def batch(self, iteration: int, size: int, side_px: int) -> Batch:
+        """The batch of an iteration."""
+
+
+def run(trainer: "Trainer", sampler: Source, tell: Callable[[Progress], None]) -> CellNet:
+    """Every batch that is left; writes and returns the averaged network."""
+    recipe, average = trainer.recipe, trainer.average
     trainer.resume()
     for iteration, batch in _batches(sampler, recipe, trainer.iteration):
         if trainer.stopped:
@@ -94,7 +107,7 @@ def train(
         row = trainer.step(iteration, batch)
         tell(Progress(trainer.iteration, recipe.iterations, row))
     trainer.take_best()
-    torch.save(average.state_dict(), out / "model.pt")
+    torch.save(average.state_dict(), trainer.out / "model.pt")
     return average.eval()
 
 
@@ -117,7 +130,8 @@ def predictor(network: CellNet) -> Predict:
     return predict
 
 
-def _claim(out: Path, recipe: Recipe) -> None:
+def claim(out: Path, recipe: Recipe) -> None:
+    """Make the folder of a training, or find it to be the same recipe's."""
     out.mkdir(parents=True, exist_ok=True)
     said = json.dumps(asdict(recipe), indent=1)
     file = out / "recipe.json"
@@ -126,7 +140,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
     file.write_text(said)
 
 
-def _batches(sampler: Sampler, recipe: Recipe, start: int) -> Iterator[tuple[int, Batch]]:
+def _batches(sampler: Source, recipe: Recipe, start: int) -> Iterator[tuple[int, Batch]]:
     """Batches in order, drawn two ahead on another thread."""
     with ThreadPoolExecutor(1) as pool:
         ahead = [
@@ -139,14 +153,14 @@ def _batches(sampler: Sampler, recipe: Recipe, start: int) -> Iterator[tuple[int
             yield iteration, batch
 
 
-class _Trainer:
+class Trainer:
     """The network, its running average, the optimiser, and their checkpoint."""
 
     def __init__(self, recipe: Recipe, network: CellNet, average: CellNet, out: Path) -> None:
         self.recipe, self.network, self.average = recipe, network, average
         self.iteration = 0
         self.validate: Validate | None = None
-        self._out, self._started = out, time.monotonic()
+        self.out, self._started = out, time.monotonic()
         self._losses: list[tuple[float, float, float]] = []
         self._best: dict[str, Any] = {"score": -np.inf, "stale": 0, "state": None}
         weights = [recipe.class_weights.get(name, 1.0) for name in recipe.classes]
@@ -184,7 +198,7 @@ class _Trainer:
         if self.validate is not None and (self.iteration % self.recipe.validate_every == 0 or ends):
             row = (row or {"iteration": self.iteration}) | {"validation": self._try_out(self.validate)}
         if row is not None:
-            with (self._out / "log.jsonl").open("a", encoding="utf-8") as log:
+            with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
         if self.iteration % CHECKPOINT_EVERY == 0 or ends:
             self._save()
@@ -244,17 +258,17 @@ class _Trainer:
             "optimiser": self._optimiser.state_dict(),
             "best": self._best,
         }
-        new = self._out / "checkpoint.new"
+        new = self.out / "checkpoint.new"
         with new.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        new.replace(self._out / "checkpoint.pt")
+        new.replace(self.out / "checkpoint.pt")
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one; what was logged after it will be logged again."""
-        file = self._out / "checkpoint.pt"
-        log = self._out / "log.jsonl"
+        file = self.out / "checkpoint.pt"
+        log = self.out / "log.jsonl"
         if file.exists():
             state = torch.load(file, weights_only=True)
             self.network.load_state_dict(state["network"])

@@ -24,6 +24,11 @@ Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Tiles uint8 (N, rows, cols, 3) -> class logits (N, classes) and epithelium (N,)."""
 
 
+def image_name(field: Field) -> str:
+    """What a field is called in files of scores and views: set, folder and file."""
+    return f"{field.source}/{field.image.parent.name}/{field.image.name}"
+
+
 @dataclass(frozen=True)
 class Scores:
     """One row per tile.
@@ -44,7 +49,7 @@ class Scores:
 
     def save(self, file: Path) -> None:
         """Write as ``.npz``; :func:`load_scores` reads it."""
-        images = np.array([f"{f.source}/{f.image.parent.name}/{f.image.name}" for f in self.fields])
+        images = np.array([image_name(f) for f in self.fields])
         np.savez_compressed(file, images=images, logits=self.logits, epithelium=self.epithelium, drawn=self.drawn)
 
     def column(self, name: str) -> np.ndarray:
@@ -84,7 +89,7 @@ def load_scores(files: Iterable[Path], fields: Iterable[Field]) -> Scores:
     Raises:
         WsiError: A file holds an image that ``fields`` does not, or two files hold the same one.
     """
-    known = {f"{f.source}/{f.image.parent.name}/{f.image.name}": f for f in fields}
+    known = {image_name(f): f for f in fields}
     parts = [np.load(file) for file in files]
     sets = [set(part["images"].tolist()) for part in parts]
     names = set().union(*sets)
