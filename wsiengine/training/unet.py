@@ -5,11 +5,16 @@ neighbour, which depends on no border), joins it with the encoder's map of that 
 normalisation over the tile: a cell sees what lies around it, never how the rest of the tile is stained.
 """
 
+from pathlib import Path
+
+import onnx
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from wsiengine.training.mobilenet import InvertedResidual, MobileNetV2
+from wsiengine.training.onnx_graph import Graph, tensor
 
 STRIDE_PX = 2
 DEEPEST_PX = 32  # tiles are whole numbers of these
@@ -62,7 +67,7 @@ class UNet(nn.Module):
 
     def forward(self, pixels: Tensor, frozen: int = 0) -> Tensor:
         """``frozen`` steps of the encoder learn nothing."""
-        x = pixels.float() / 127.5 - 1
+        x = pixels.float() * (1 / 127.5) - 1.0
         maps = []
         for done, step in enumerate(self.encoder, start=1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and done > frozen):
@@ -73,6 +78,16 @@ class UNet(nn.Module):
         for join in self.joins:
             x = join(x, maps.pop())
         return self.head(x)
+
+
+def export_unet(network: UNet, path: Path) -> None:
+    """Write the network as ONNX, its weights as float16: uint8 ``tiles`` (N, H, W, 3) → ``maps`` (N, channels, …)."""
+    graph = Graph()
+    planar = graph.node("Transpose", ["tiles"], "planar", perm=[0, 3, 1, 2])
+    (value,) = graph.module("u", network.eval().forward, network, planar, half=True)
+    graph.node("Identity", [value], "maps")
+    tiles = tensor("tiles", ["N", "H", "W", 3], TensorProto.UINT8)
+    onnx.save(graph.model([tiles], [tensor("maps", ["N", network.head.out_channels, "h", "w"])]), path)
 
 
 def _ends(steps: tuple[nn.Module, ...]) -> tuple[int, ...]:
