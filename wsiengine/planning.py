@@ -14,7 +14,7 @@ import numpy as np
 from wsiengine.dense import block_cells, run_box
 from wsiengine.dense import work as dense_work
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
-from wsiengine.geometry import Box, Lattice
+from wsiengine.geometry import Box, Lattice, Mpp
 from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
 _MIB = 1 << 20
-_BASE_BYTES = 256 * _MIB  # libraries, kernels (compiling them too), the overlay picture: measured 190 to 260
-_TISSUE_BYTES_PER_UM2 = 28 / 64  # 28 bytes per pixel of 8 µm while the tissue is found, measured
+_BASE_BYTES = 208 * _MIB  # libraries, kernels, the overlay picture: measured 175 to 205
+_TISSUE_BYTES_PER_UM2 = 8 / 64  # 8 bytes per pixel of 8 µm while the tissue is found, measured 6 to 7
+_TISSUE_BYTES = 40 * _MIB  # and a few pieces of the slide, as they are read
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
@@ -43,7 +44,7 @@ class Options:
     """What the user asked for, beyond slide and model.
 
     ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
-    use. ``memory_limit_bytes`` None means no limit.
+    use. ``memory_limit_bytes`` None means no limit. ``calibrated`` False: nobody knows the µm/px, lengths are pixels.
     """
 
     overlap: float = 0.3
@@ -54,6 +55,7 @@ class Options:
     memory_limit_bytes: int | None = None
     block_tiles: int | None = None
     mode: str = "tiles"
+    calibrated: bool = True
 
     @property
     def worker_threads(self) -> int:
@@ -253,17 +255,24 @@ def peak_bytes(plan: Plan, side: int) -> int:
 
 
 def memory_parts(plan: Plan, side: int) -> dict[str, int]:
-    """What the peak of memory is made of, in words and bytes."""
+    """What the peak of memory is made of, in words and bytes: finding the tissue or running the blocks, the larger.
+
+    The one has given its memory back when the other begins.
+    """
+    slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
+    always = {"the libraries": _BASE_BYTES, "the model's weights": 3 * plan.weights_bytes}
+    finding = {"finding the tissue": int(slide_um2 * _TISSUE_BYTES_PER_UM2) + _TISSUE_BYTES}
+    return always | max(finding, _running_parts(plan, side), key=lambda parts: sum(parts.values()))
+
+
+def _running_parts(plan: Plan, side: int) -> dict[str, int]:
+    """What the blocks take, and what comes of them."""
     threads = plan.options.worker_threads
     run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
         run_px = _dense_side_px(plan, side) ** 2
     activations = run_px * plan.task.activation_bytes_per_px
-    slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     return {
-        "the libraries": _BASE_BYTES,
-        "the model's weights": 3 * plan.weights_bytes,
-        "the tissue mask": int(slide_um2 * _TISSUE_BYTES_PER_UM2),
         "the map": plan.task.memory(plan),
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
         f"the model's work in each of {threads} threads": threads * activations,
@@ -291,6 +300,9 @@ def lattice_for(info: SlideInfo, card: Card) -> Lattice:
         ResolutionError: µm/px missing, or the slide is far coarser than the model needs.
     """
     mpp = require_mpp(info)
+    if card.input.mpp is None:  # pixels as they are, or all of them shrunk into one tile
+        shrink = max(1.0, max(info.size_l0.shape) / card.input.size_px) if card.input.whole else 1.0
+        return Lattice(info.size_l0, mpp, Mpp(mpp.y * shrink, mpp.x * shrink), card.output_stride_px)
     if not plausible(mpp):
         raise ResolutionError(
             f"{mpp} cannot be the resolution of a microscope slide (we accept {PLAUSIBLE_MPP[0]} to "

@@ -1,6 +1,6 @@
 """The task ``classify``: one row of class scores for each tile. Its arithmetic is in :mod:`.classify`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wsiengine.planning import Plan
     from wsiengine.truth import Truth
 
-_STRIP = 1024  # cells blended at a time
+_STRIP = 256  # cells blended at a time, squared: their sums take some hundred bytes each
 
 
 class TileScores:
@@ -112,12 +112,12 @@ class Classification:
 
         return class_regions(truth, coded, finish)
 
-    def summarise(self, truth: "Truth", annotations: "list[Annotation]") -> dict[str, Any]:
+    def summarise(self, truth: "Truth", annotations: "Sequence[Annotation]") -> dict[str, Any]:
         from wsiengine.finishing import class_areas
 
         return class_areas(truth, annotations)
 
-    def write(self, truth: "Truth", annotations: "list[Annotation]", finish: "Finish", folder: Path) -> list[str]:
+    def write(self, truth: "Truth", annotations: "Sequence[Annotation]", finish: "Finish", folder: Path) -> list[str]:
         """``tiles.geojson``, where it was asked for."""
         from wsiengine.finishing import write_tiles
 
