@@ -3,6 +3,7 @@
 No model runs here, so ``export`` calls the same functions with another threshold or smoothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Finish:
         tolerance_um: How far a simplified boundary may lie from the cells' edges; None = half a cell.
         min_area_um2: Regions smaller than this are left out.
         tiles: Also write each tile as a QuPath ``tile`` object.
+        classes: Of a detector's objects only these; None for all.
     """
 
     threshold: float
@@ -33,6 +35,7 @@ class Finish:
     tolerance_um: float | None = None
     min_area_um2: float = 0.0
     tiles: bool = False
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -43,7 +46,7 @@ class Finish:
                 raise PlanError(f"{name} must be 0 or more, not {value:g}.", hint="0 switches it off.")
 
 
-def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annotation]:
+def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> Sequence[Annotation]:
     """What was found, as objects in level-0 pixels: regions of each class, glands, cells: as the model's task has it.
 
     Args:
@@ -51,10 +54,14 @@ def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> list[An
         coded: Its map, (rows, cols, channels) uint8.
         finish: How to draw.
     """
+    if finish.classes and truth.task.name != "detect":
+        raise PlanError(
+            "A choice of classes is for objects, which this model does not find.", hint="leave --classes out."
+        )
     return truth.task.annotate(truth, coded, finish)
 
 
-def summarise(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
+def summarise(truth: Truth, annotations: Sequence[Annotation]) -> dict[str, Any]:
     """Area of each class (mm², only classes that occur), of all of them, numbers of regions and tiles, and more."""
     return truth.task.summarise(truth, annotations)
 
@@ -77,7 +84,7 @@ def class_regions(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annot
     return annotate(labels, coded, lattice, list(zip(truth.layout.labels, colours, strict=True)), options)
 
 
-def class_areas(truth: Truth, annotations: list[Annotation]) -> dict[str, Any]:
+def class_areas(truth: Truth, annotations: Sequence[Annotation]) -> dict[str, Any]:
     """Area of each class (mm², only classes that occur), of all of them, regions and tiles."""
     areas: dict[str, float] = {}
     for annotation in annotations:
@@ -97,7 +104,7 @@ def qupath_offset(truth: Truth) -> tuple[int, int]:
     return (truth.bounds_l0.y0, truth.bounds_l0.x0) if truth.bounds_l0 else (0, 0)
 
 
-def write_annotations(truth: Truth, annotations: list[Annotation], finish: Finish, folder: Path) -> list[str]:
+def write_annotations(truth: Truth, annotations: Sequence[Annotation], finish: Finish, folder: Path) -> list[str]:
     """``annotations.geojson`` and the task's further files → names of the files written."""
     written = write_geojson(annotations, folder / "annotations.geojson", offset_l0=qupath_offset(truth))
     return [*(path.name for path in written), *truth.task.write(truth, annotations, finish, folder)]

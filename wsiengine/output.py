@@ -18,7 +18,7 @@ from wsiengine.errors import OutputConflict, OutputError
 from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_journal, sync_folder, sync_tree
 
 RESULTS = ("annotations.geojson", "probability.zarr", "overlay.png", "run.json")
-OPTIONAL_RESULTS = ("tiles.geojson", "annotations.part*.geojson", "tiles.part*.geojson")
+OPTIONAL_RESULTS = ("objects.zarr", "tiles.geojson", "annotations.part*.geojson", "tiles.part*.geojson")
 _OVERWRITING = "overwriting"  # holds the version that began to replace another run
 _WORDS = {
     "slide": "the slide",
@@ -38,6 +38,7 @@ _WORDS = {
     "tolerance_um": "the tolerance",
     "min_area_um2": "the least area",
     "tiles": "the wish for tile objects",
+    "classes": "the choice of classes",
 }
 
 

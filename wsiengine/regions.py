@@ -104,6 +104,48 @@ def load_classified(
     return {label: shapely.union_all(found) for label, found in by_class.items()}
 
 
+def load_areas(
+    path: str | os.PathLike[str], *, size_l0: Size, bounds_l0: Box | None = None, name: str = "--region"
+) -> list[tuple[str, Any]]:
+    """The drawn areas one by one, each with its name: what a count per area is made of.
+
+    An area is called by its name in QuPath, else by its class, else ``Area 1`` and so on.
+
+    Args:
+        path, size_l0, bounds_l0, name: As for :func:`load_region`.
+
+    Returns:
+        (name, shapely geometry in level-0 pixels) of every feature that overlaps the slide.
+
+    Raises:
+        RegionError: As :func:`load_region`.
+    """
+    shift = np.array([bounds_l0.x0, bounds_l0.y0] if bounds_l0 is not None else [0, 0])
+    slide = shapely.box(0, 0, size_l0.width, size_l0.height)
+    areas = []
+    for number, (label, item) in enumerate(_named(_parse(Path(path), name)), start=1):
+        union = shapely.union_all(_polygons(_geometries(item, name), name))
+        inside = _areas(shapely.intersection(shapely.transform(union, lambda xy: xy + shift), slide))
+        if inside:
+            areas.append((label or f"Area {number}", shapely.union_all(inside)))
+    return areas
+
+
+def _named(item: Any) -> Iterator[tuple[str, Any]]:
+    """(name, feature or geometry) of all that a file holds."""
+    if isinstance(item, list):
+        for part in item:
+            yield from _named(part)
+    elif _kind(item) == "FeatureCollection":
+        yield from _named(item.get("features") or [])
+    else:
+        properties = item.get("properties") if isinstance(item, dict) else None
+        facts = properties if isinstance(properties, dict) else {}
+        kind = facts.get("classification")
+        label = facts.get("name") or (kind.get("name") if isinstance(kind, dict) else None)
+        yield str(label) if label else "", item
+
+
 def points_inside(geometry: Any, y_l0: np.ndarray, x_l0: np.ndarray) -> np.ndarray:
     """Whether points lie inside ``geometry``; a point on its boundary does not.
 

@@ -25,6 +25,7 @@ from wsiengine.tasks.classify import MapLayout, overview
 
 _CHUNK = 256  # cells
 _SHARD = 1024
+_TABLE_ROWS = 1 << 18  # of a column, in one chunk
 _SMALLEST = 256  # no overview is needed of a map this small
 
 
@@ -110,7 +111,8 @@ def _write_image(group: Any, name: str, image: np.ndarray) -> None:
 
 
 def _write_array(group: Any, name: str, values: np.ndarray, fill: float) -> None:
-    chunks = tuple(max(1, min(n, 512)) for n in values.shape)
+    table = values.ndim == 1 or (values.ndim == 2 and values.shape[1] <= 16 and len(values) > _TABLE_ROWS)
+    chunks = tuple(max(1, min(n, _TABLE_ROWS if table else 512)) for n in values.shape)
     group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, fill_value=fill)[...] = values
 
 
@@ -150,6 +152,33 @@ def _ome_attributes(layout: MapLayout, lattice: Lattice, levels: int) -> dict[st
             ]
         },
     }
+
+
+def write_objects(
+    path: Path, columns: Mapping[str, np.ndarray], density: np.ndarray, attributes: Mapping[str, Any]
+) -> None:
+    """Write a detector's objects as columns, and the map of their density.
+
+    Args:
+        path: Folder to make; must not exist. One Zarr v3 group: ``table/<column>`` and ``density``.
+        columns: Arrays whose first axis is the objects.
+        density: (classes, rows, cols) float32.
+        attributes: JSON-able facts, stored under ``wsiengine``.
+    """
+    root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes={"wsiengine": dict(attributes)})
+    table = root.create_group("table")
+    for name, values in columns.items():
+        _write_array(table, name, values, 0)
+    chunks = (1, *(max(1, min(n, _SHARD)) for n in density.shape[1:]))
+    array = root.create_array(
+        "density",
+        shape=density.shape,
+        dtype=density.dtype,
+        chunks=chunks,
+        fill_value=np.nan,
+        dimension_names=("c", "y", "x"),
+    )
+    array[...] = density
 
 
 def open_store(path: Path) -> Stored:

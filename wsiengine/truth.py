@@ -34,6 +34,7 @@ class Truth:
         bounds_l0: The scanned part where the file states one (QuPath's origin is its corner).
         region_wkt: The region that limits the run, level-0 pixels, as well-known text; None without.
         task_name: What the model does.
+        areas: Name and well-known text of each annotation of the region, where objects are counted in each.
     """
 
     layout: MapLayout
@@ -45,6 +46,7 @@ class Truth:
     bounds_l0: Box | None = None
     region_wkt: str | None = None
     task_name: str = "classify"
+    areas: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, plan: "Plan", arrays: Mapping[str, np.ndarray], region: Any) -> "Truth":
@@ -103,6 +105,7 @@ class Truth:
             "key": self.key,
             "bounds_l0": [box.y0, box.x0, box.y1, box.x1] if box else None,
             "region": self.region_wkt,
+            **({"areas": [list(area) for area in self.areas]} if self.areas else {}),
             "coding": "uint8; 0 = not analysed, 1-255 = (value - 1) / 254",
         }
 
@@ -131,6 +134,7 @@ class Truth:
             Box(*facts["bounds_l0"]) if facts["bounds_l0"] else None,
             facts["region"],
             task.name,
+            tuple((name, wkt) for name, wkt in facts.get("areas", ())),
         )
 
 

@@ -108,10 +108,32 @@ def size_facts(size: Size) -> dict[str, int]:
 
 
 def summary_words(summary: Mapping[str, Any]) -> str:
-    """Areas of the classes found, in the order of the model's classes."""
+    """Areas of the classes found, or numbers of objects, in the order of the model's classes."""
+    if "density_per_mm2" in summary or "density_per_mpx" in summary:
+        return _objects_words(summary)
     areas = summary["area_mm2"]
     words = [f"{_in_a_sentence(name)} {area_words(mm2)}" for name, mm2 in areas.items()] or ["nothing found"]
     return " · ".join(words + ([unreadable_words(summary)] if summary.get("unreadable_tiles") else []))
+
+
+def _objects_words(summary: Mapping[str, Any]) -> str:
+    """Of a detector: how many objects, and how dense."""
+    physical = "density_per_mm2" in summary
+    density = summary["density_per_mm2" if physical else "density_per_mpx"]
+    per = "mm²" if physical else "Mpx"
+    words = [
+        f"{count:,} {name}" + (f" ({density[name]:,.1f} per {per})" if name in density else "")
+        for name, count in summary["objects"].items()
+    ]
+    for key, text in (
+        ("cut", "cut by a tile's border"),
+        ("left_out", "left out: a tile had more than the card allows"),
+    ):
+        if summary.get(key):
+            words.append(f"{summary[key]:,} {text}")
+    if summary.get("unreadable_tiles"):
+        words.append(unreadable_words(summary))
+    return " · ".join(words or ["no objects found"])
 
 
 def unreadable_words(summary: Mapping[str, Any]) -> str:

@@ -58,6 +58,17 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """
+    >>> names("Target cell, Burr")
+    ('Target cell', 'Burr')
+    """
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise argparse.ArgumentTypeError("names of classes are needed, with commas between them")
+    return found
+
+
 def add_mpp(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--mpp", type=positive, metavar="UM", help="µm per level-0 pixel, where the file states none or a wrong one"
@@ -67,12 +78,19 @@ def add_mpp(parser: argparse._ActionsContainer) -> None:
 def add_drawing(parser: argparse._ActionsContainer) -> None:
     """How regions are drawn from probabilities."""
     parser.add_argument(
-        "--threshold", type=fraction, metavar="P", help="least probability of the best class; below, `Uncertain`"
+        "--threshold",
+        "--min-score",
+        type=fraction,
+        metavar="P",
+        help="least probability of the best class, below it `Uncertain`; of a detector's objects, the least score",
     )
     parser.add_argument(
         "--smoothing", type=not_negative, metavar="UM", help="smooth the map by this many µm before drawing regions"
     )
     parser.add_argument(
-        "--min-area", type=not_negative, metavar="UM2", help="leave out regions smaller than this many µm²"
+        "--min-area", type=not_negative, metavar="UM2", help="leave out what is smaller than this many µm²"
+    )
+    parser.add_argument(
+        "--classes", type=names, metavar="A,B", help="of a detector's objects only those of these classes"
     )
     parser.add_argument("--tiles", action="store_true", help="also write each tile as a QuPath tile object")

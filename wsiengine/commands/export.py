@@ -33,7 +33,12 @@ def run(args: argparse.Namespace) -> int:
 
     result = Result(args.folder)
     truth = Truth.load(args.folder / "probability.zarr")
-    changes = {"threshold": args.threshold, "smoothing_um": args.smoothing, "min_area_um2": args.min_area}
+    changes = {
+        "threshold": args.threshold,
+        "smoothing_um": args.smoothing,
+        "min_area_um2": args.min_area,
+        "classes": args.classes,
+    }
     finish = replace(result.finish(), tiles=args.tiles, **{k: v for k, v in changes.items() if v is not None})
     annotations = make_annotations(truth, truth.map(), finish)
     path = _path(args)

@@ -1,5 +1,6 @@
 """Whether the ONNX file keeps what its card promises: names, types and shapes before a run, finite scores within it."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -29,14 +30,19 @@ def check_signature(inputs: list[Any], outputs: list[Any], card: Card) -> int | 
     tiles, spec = inputs[0], card.input
     if tiles.type != _ONNX_TYPES[spec.dtype]:
         raise disagrees(card, f"an input of type {tiles.type}", f"{_ONNX_TYPES[spec.dtype]}")
-    shape = (spec.size_px, spec.size_px, 3) if spec.layout == "NHWC" else (3, spec.size_px, spec.size_px)
+    side, channels = spec.size_px, spec.channels
+    shape = (side, side, channels) if spec.layout == "NHWC" else (channels, side, side)
     if len(tiles.shape) != 4 or not _fits(tiles.shape[1:], shape):
         raise disagrees(card, f"an input of shape {_shape(tiles.shape)}", f"{_shape(['N', *shape])} ({spec.layout})")
     stated = {out.name: out for out in outputs}
     for name in card.outputs.names:
         if name not in stated:
             raise disagrees(card, f"the outputs {', '.join(stated)}", f"one called {name!r}")
-        if stated[name].type not in _FLOATS:
+        if stated[name].type not in _FLOATS and name not in (
+            card.outputs.labels,
+            card.outputs.masks,
+            card.outputs.count,
+        ):
             raise disagrees(card, f"an output {name!r} of type {stated[name].type}", "floating-point numbers")
     scores, classes = stated[card.outputs.scores].shape, len(card.classes)
     if card.task == "classify" and scores and (len(scores) != 2 or not _fits(scores[1:], (classes,))):
@@ -58,12 +64,22 @@ def check_outputs(outputs: list[np.ndarray], count: int, card: Card) -> None:
         if scores.shape != (count, len(card.segmentation.channels), cells, cells):
             wanted = f"[{count}, {len(card.segmentation.channels)}, {cells}, {cells}]: channels, rows and columns"
             raise disagrees(card, f"a map of shape {_shape(scores.shape)} for {count} tiles", wanted)
+    if card.task == "detect":
+        _check_detector(outputs, card)
     if card.task != "classify":
         return
     if scores.shape != (count, len(card.classes)):
         raise disagrees(card, f"scores of shape {_shape(scores.shape)} for {count} tiles", f"{len(card.classes)} each")
     if card.gate and outputs[1].shape not in ((count,), (count, 1)):
         raise disagrees(card, f"a gate of shape {_shape(outputs[1].shape)} for {count} tiles", "one number each")
+
+
+def _check_detector(outputs: list[np.ndarray], card: Card) -> None:
+    """Read the outputs of one tile as a run would; what the model says about a black one does not matter."""
+    from wsiengine.decoding import decode
+
+    with suppress(ScoreError):
+        decode(dict(zip(card.outputs.roles, outputs, strict=True)), card)
 
 
 def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card) -> None:

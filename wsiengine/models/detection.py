@@ -40,6 +40,8 @@ class Merge:
         above: More overlap than this is one object.
         sigma: Of the Gaussian of ``soft_nms``.
         across_classes: Objects of different classes are compared, too.
+        within_tile: Objects of one tile are compared, too; False where the model has done that itself and means what it
+            left.
     """
 
     method: str = "nms"
@@ -47,6 +49,7 @@ class Merge:
     above: float = 0.5
     sigma: float = 0.5
     across_classes: bool = False
+    within_tile: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +189,7 @@ def _read_merge(entry: Fields) -> Merge:
         above=entry.number("above", low=0, high=1, default=0.5),
         sigma=entry.number("sigma", low=1e-3, high=1e3, default=0.5),
         across_classes=entry.flag("across_classes", default=False),
+        within_tile=entry.flag("within_tile", default=True),
     )
     entry.finish()
     return merge

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ import numpy as np
 from wsiengine.errors import CardError, DependencyError, ModelError, ProviderError, ScoreError
 from wsiengine.models.card import Card
 from wsiengine.models.contract import check_outputs, check_scores, check_signature, disagrees
-from wsiengine.models.integrity import check_files
+from wsiengine.models.integrity import check_files, check_onnx
+from wsiengine.models.parts import InputSpec
 from wsikernels.pack import pack_tiles, pack_tiles_nhwc
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
@@ -112,13 +114,15 @@ class Runtime:
         self._session, self.chosen = _open(card, device)
         self.provider: str = self._session.get_providers()[0]
         fixed = check_signature(self._session.get_inputs(), self._session.get_outputs(), card)
-        self.batch_size = 1 if self.provider == CPU else fixed or batch_size or CUDA_BATCH
+        usual = 1 if card.outputs.boxes else CUDA_BATCH  # most detectors put the boxes of all tiles into one list
+        self.batch_size = 1 if self.provider == CPU else fixed or batch_size or usual
         if fixed not in (None, self.batch_size):
             raise disagrees(card, f"a fixed batch of {fixed}", f"a free batch axis, or {self.batch_size}, on the CPU")
         self._input: str = self._session.get_inputs()[0].name
         rows = (card.outputs.scores, card.outputs.gate)  # of a classifier; its maps are run over dense blocks alone
         wanted = rows if card.task == "classify" else card.outputs.names
         self._outputs = [name for name in wanted if name is not None]
+        self._others = {file: _other_session(card, file) for file in (card.second.files if card.second else ())}
         self._one_at_a_time = threading.Lock() if self.provider == CUDA else None
         self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and self.provider == CPU else None
         self._probe()
@@ -204,6 +208,21 @@ class Runtime:
             raise ScoreError(f"model {self.card.name} returned NaN or infinity.", hint="the model file may be damaged.")
         return found
 
+    def run_other(self, file: str, batch: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
+        """A file of the card's second stage, always on the CPU: ``outputs`` for one row of input.
+
+        Raises:
+            ModelError: ONNX Runtime failed on this input, or the file has no such outputs.
+        """
+        session = self._others[file]
+        try:
+            return session.run(outputs, {session.get_inputs()[0].name: batch})
+        except _ort_errors() as error:
+            raise ModelError(
+                f"model {self.card.name}: {file} failed on input of shape {batch.shape}: {_first_line(error)}",
+                hint="compare the card's second with the ONNX file",
+            ) from error
+
     def _fill(self, pixels: np.ndarray, origins: np.ndarray, scores: np.ndarray) -> None:
         """Scores of the tiles at ``origins`` into the rows of ``scores``; the last batch is padded."""
         batch = self._batch()
@@ -219,8 +238,8 @@ class Runtime:
     def _batch(self) -> np.ndarray:
         """A zeroed, aligned batch in the model's layout and type."""
         spec = self.card.input
-        side = spec.size_px
-        shape = (side, side, 3) if spec.layout == "NHWC" else (3, side, side)
+        side, channels = spec.size_px, spec.channels
+        shape = (side, side, channels) if spec.layout == "NHWC" else (channels, side, side)
         return _aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
 
     def _run(self, batch: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
@@ -242,6 +261,10 @@ class Runtime:
         except ModelError as error:
             raise CardError(error.message, hint="compare the card's input with the ONNX file") from error
         check_outputs(outputs, self.batch_size, self.card)
+        if self.card.second:
+            from wsiengine.crops import second_stage  # needs a runtime itself
+
+            second_stage(self, np.zeros((8, 8, 3), np.uint8), np.array([[2.0, 2.0, 6.0, 6.0]]))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -312,18 +335,26 @@ def _no_cuda(message: str) -> ProviderError:
     )
 
 
-def _session(ort: Any, card: Card, wanted: list) -> Any:
+def _other_session(card: Card, file: str) -> Any:
+    """A session of a file of the second stage."""
+    path = card.folder / file
+    check_onnx(path, {resource.file for resource in card.resources})
+    return _session(import_onnxruntime(), card, [CPU], path)
+
+
+def _session(ort: Any, card: Card, wanted: list, path: Path | None = None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # see the module's docstring
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what matters comes back as an exception
+    file = path or card.model_path
     try:
-        return ort.InferenceSession(str(card.model_path), options, providers=wanted)
+        return ort.InferenceSession(str(file), options, providers=wanted)
     except _ort_errors() as error:
         raise CardError(
-            f"{card.model_path.name} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}",
+            f"{file.name} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}",
             hint="export the model again, with standard ONNX operators",
         ) from error
 
@@ -348,6 +379,9 @@ def _checked_origins(pixels: np.ndarray, origins_px: np.ndarray, side: int) -> n
 def _pack(pixels: np.ndarray, origins: np.ndarray, card: Card, out: np.ndarray) -> None:
     """Cut the tiles at ``origins`` out of ``pixels`` into ``out``, in the layout, type and range of the card."""
     spec = card.input
+    if spec.channels == 1:
+        _pack_grey(pixels, origins, spec, out)
+        return
     if spec.dtype != "uint8":
         pack = pack_tiles if spec.layout == "NCHW" else pack_tiles_nhwc
         pack(pixels, origins, spec.scale, spec.bias, out)
@@ -356,6 +390,14 @@ def _pack(pixels: np.ndarray, origins: np.ndarray, card: Card, out: np.ndarray) 
     for tile, (y, x) in zip(out, origins.tolist(), strict=True):
         view = pixels[y : y + height, x : x + width]
         tile[...] = view if spec.layout == "NHWC" else view.transpose(2, 0, 1)
+
+
+def _pack_grey(pixels: np.ndarray, origins: np.ndarray, spec: InputSpec, out: np.ndarray) -> None:
+    """As :func:`_pack`, for a model of one channel; the three of grey pixels are the same."""
+    for tile, (y, x) in zip(out, origins.tolist(), strict=True):
+        view = pixels[y : y + spec.size_px, x : x + spec.size_px, 0]
+        plane = tile[..., 0] if spec.layout == "NHWC" else tile[0]
+        plane[...] = view if spec.dtype == "uint8" else view * spec.scale[0] + spec.bias[0]
 
 
 def _first_line(error: Exception) -> str:

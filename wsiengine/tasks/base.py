@@ -28,7 +28,7 @@ What a task must keep to:
   needs inference. An array called ``map`` is the map itself and is stored as its level 0 only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -158,11 +158,11 @@ class Task(Protocol):
     def map(self, truth: "Truth") -> np.ndarray:
         """(rows, cols, channels) uint8, 0 = not analysed."""
 
-    def annotate(self, truth: "Truth", coded: np.ndarray, finish: "Finish") -> "list[Annotation]":
+    def annotate(self, truth: "Truth", coded: np.ndarray, finish: "Finish") -> "Sequence[Annotation]":
         """Objects in level-0 pixels; ``coded`` is the map."""
 
-    def summarise(self, truth: "Truth", annotations: "list[Annotation]") -> dict[str, Any]:
+    def summarise(self, truth: "Truth", annotations: "Sequence[Annotation]") -> dict[str, Any]:
         """``area_mm2`` by class, ``analysed_mm2``, ``regions``, ``tiles``, and what else a task counts."""
 
-    def write(self, truth: "Truth", annotations: "list[Annotation]", finish: "Finish", folder: Path) -> list[str]:
+    def write(self, truth: "Truth", annotations: "Sequence[Annotation]", finish: "Finish", folder: Path) -> list[str]:
         """Further files beside map, annotations and overlay → their names."""

@@ -7,7 +7,7 @@ both sides costs 1.3 to 1.8 times the work at 30 % overlap). The truth is the bl
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,7 @@ class Segmentation:
         found = annotate_objects(objects, probability, lattice, classes, options)
         return [replace(a, measurements=_measured(a, lattice), object_type=layout.object_type) for a in found]
 
-    def summarise(self, truth: "Truth", annotations: "list[Annotation]") -> dict[str, Any]:
+    def summarise(self, truth: "Truth", annotations: "Sequence[Annotation]") -> dict[str, Any]:
         """Area of each class, ``objects`` of each, and what was analysed."""
         lattice = truth.grid.lattice
         area, count = dict.fromkeys(truth.layout.names, 0.0), dict.fromkeys(truth.layout.names, 0)
@@ -185,7 +185,7 @@ class Segmentation:
             "tiles": int(np.count_nonzero(truth.ran)),
         }
 
-    def write(self, truth: "Truth", annotations: "list[Annotation]", finish: "Finish", folder: Path) -> list[str]:
+    def write(self, truth: "Truth", annotations: "Sequence[Annotation]", finish: "Finish", folder: Path) -> list[str]:
         return []
 
 
