@@ -1,104 +1,55 @@
-"""One command from labels to a finished model folder, for a group's own classes.
+"""One command from labels to a finished model folder, for a group's own classes: :func:`run`.
 
-A recipe is a JSON file; every entry may be left out::
-
-    {"name": "mymodel", "classes": ["Benign", "Malignant"], "merge": {"DCIS": "Malignant"}, "mpp": 1.0,
-     "source_mpp": 0.5, "test_fold": 0, "iterations": 600, "seed": 0, "threads": 2, "backbone": "path.tflite",
-     "licence": "…", "intended_use": "…"}
-
-``classes`` is their order by rising severity (default: alphabetical). One fold is never trained on: the figures in the
-card and the report come from it. The network is crc5's: MobileNetV2 from ImageNet, fine-tuned.
+One fold is never trained on: the figures in the card and the report come from it. Where training may stop early,
+another fold decides when.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from wsiengine.classes import colour_of
 from wsiengine.errors import WsiError
+from wsiengine.training.backbones import build
+from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import BACKBONE
 from wsiengine.training.data import Field, check_leak
 from wsiengine.training.export import export_onnx
-from wsiengine.training.figures import GATE_MINIMUM, table
-from wsiengine.training.loop import Recipe, predictor, train
-from wsiengine.training.mobilenet import CELL_OFFSET_PX, STRIDE_PX
-from wsiengine.training.scoring import TILE_PX, score
-from wsiengine.training.tables import FOLDS, read_labels
+from wsiengine.training.figures import GATE_MINIMUM, softmax, table
+from wsiengine.training.loop import Progress, Validate, predictor, train
+from wsiengine.training.own import OwnRecipe
+from wsiengine.training.report import write_report
+from wsiengine.training.schedule import Recipe
+from wsiengine.training.scoring import score
+from wsiengine.training.slides import Cutting, cut_slides, find_slides, has_slides
+from wsiengine.training.tables import FOLDS, Labels, read_labels
+
+MODEL = "model.onnx"
+DENSE_BLOCK_PX = 1024
 
 
-@dataclass(frozen=True)
-class OwnRecipe:
-    """What the recipe file says; see the module."""
-
-    name: str = "model"
-    classes: tuple[str, ...] = ()
-    merge: dict[str, str] = field(default_factory=dict)
-    mpp: float = 1.0
-    source_mpp: float | None = None
-    test_fold: int = 0
-    iterations: int = 600
-    seed: int = 0
-    threads: int = 2
-    backbone: str | None = None
-    licence: str = "Not stated by those who trained it"
-    intended_use: str = "Research. Not a medical device, not for diagnosis."
-
-    @classmethod
-    def read(cls, recipe: Path | str) -> "OwnRecipe":
-        """From a JSON file, or ``default``.
-
-        Raises:
-            WsiError: No such file, no JSON, an unknown entry or one of another kind.
-        """
-        if str(recipe) == "default":
-            return cls()
-        file = Path(recipe)
-        try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise WsiError(f"the recipe {file} cannot be read: {error}", hint="give a JSON file, or default") from error
-        known = {f.name for f in fields(cls)}
-        if not isinstance(said, dict) or (unknown := sorted(said.keys() - known)):
-            what = f"unknown entries {', '.join(unknown)}" if isinstance(said, dict) else "no entries"
-            raise WsiError(f"the recipe {file} has {what}", hint=f"entries are {', '.join(sorted(known))}")
-        for name, value in said.items():
-            _check(file, name, value)
-        entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-        return cls(**entries)
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "classes": (list,),
-    "merge": (dict,),
-    "mpp": (int, float),
-    "source_mpp": (int, float, type(None)),
-    "backbone": (str, type(None)),
-} | dict.fromkeys(("test_fold", "iterations", "seed", "threads"), (int,))
-
-
-def _check(file: Path, name: str, value: object) -> None:
-    kinds = _KINDS.get(name, (str,))
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise WsiError(f"the recipe {file}: {name} is {value!r}, needed {wanted}")
-    if name == "test_fold" and value not in range(FOLDS):
-        raise WsiError(f"the recipe {file}: test_fold is {value}, needed 0 to {FOLDS - 1}")
-
-
-def run(recipe: Path | str, data: Path, out: Path, *, say: Callable[[str], None] = print) -> Path:
+def run(
+    recipe: Path | str,
+    data: Path,
+    out: Path,
+    *,
+    say: Callable[[str], None] = print,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Path:
     """Train, test on the held-out fold, export.
 
     Args:
         recipe: A recipe file, or ``default``.
-        data: Folder of labels (see :mod:`wsiengine.training.tables`).
-        out: Where to: ``training/`` (resumed if there), the model's files, ``report.json`` and ``curves.png``.
+        data: Labelled images (:mod:`wsiengine.training.tables`) or annotated slides (:mod:`wsiengine.training.slides`).
+        out: Where to: ``training/`` (resumed if there), the model's files, ``report.json``, ``report.md`` and
+            ``curves.png``.
         say: Told in a line what happens.
+        tell: Told of every iteration.
 
     Returns:
         The model's folder, ready for ``--model``.
@@ -107,55 +58,155 @@ def run(recipe: Path | str, data: Path, out: Path, *, say: Callable[[str], None]
         WsiError: The recipe or the labels cannot be used.
     """
     own = OwnRecipe.read(recipe)
-    labelled = read_labels(Path(data), merge=own.merge, mpp=own.source_mpp)
-    classes = own.classes or tuple(sorted({f.label for f in labelled}))
-    chosen = [f for f in labelled if f.label in classes]
-    held_out = [f for f in chosen if f.fold == own.test_fold]
-    plan = Recipe(
-        classes=classes,
-        mpp=own.mpp,
-        folds=tuple(i for i in range(FOLDS) if i != own.test_fold),
-        iterations=own.iterations,
-        seed=own.seed,
-        threads=own.threads,
+    chosen = gather(own, Path(data), out)
+    weights = _weights(own, Path(data))
+    plan = plan_of(own, chosen, pretrained=weights is not None)
+    _check_classes(plan.classes, chosen)
+    trained, held_out = plan.chosen(chosen), [f for f in chosen if f.fold == own.test_fold]
+    validation = [f for f in chosen if f.fold in plan.validation_folds]
+    _check_split(trained, validation, held_out, own)
+    if weights is None:
+        say(f"no weights for {own.backbone}: it starts from chance, which needs far more images")
+    counts = f"train {len(trained)} images, test {len(held_out)}"
+    say(counts + (f", stop by {len(validation)}" if validation else "") + f"; classes {', '.join(plan.classes)}")
+    gated = any(f.mask is not None for f in trained)
+    network = train(
+        chosen,
+        plan,
+        backbone=weights,
+        out=out / "training",
+        tell=tell,
+        validate=_validation(validation, plan, gated, own.tile_px) if validation else None,
     )
-    _check_sides(chosen, classes)
-    check_leak(plan.chosen(chosen), held_out)
-    if not held_out:
-        raise WsiError(f"fold {own.test_fold} is empty: nothing to test on", hint="choose another test_fold")
-    say(f"train {len(plan.chosen(chosen))} images, test {len(held_out)}; classes {', '.join(classes)}")
-    network = train(chosen, plan, backbone=_backbone(own, Path(data)), out=out / "training")
-    gated = any(f.mask is not None for f in plan.chosen(chosen))
-    scores = score(held_out, predictor(network), own.mpp, classes=classes, gated=gated)
+    scores = score(held_out, predictor(network), own.mpp, classes=plan.classes, gated=gated, tile_px=own.tile_px)
     figures = {"tile": table(scores), "image": table(scores.by_field())}
-    export_onnx(network, out / "model.onnx", rows=tuple((i, 0.0) for i in range(len(classes))))
-    _write_json(out / "report.json", {"recipe": own.__dict__, "held_out": figures})
-    _write_json(out / "card.json", _card(own, classes, plan.chosen(chosen), figures, out / "model.onnx"))
-    cv2.imwrite(str(out / "curves.png"), curves(out / "training" / "log.jsonl"))
+    export_onnx(network, out / MODEL, rows=tuple((i, 0.0) for i in range(len(plan.classes))), half=False)
+    _write_json(out / "report.json", {"recipe": asdict(own), "held_out": figures})
+    _write_json(out / "card.json", card_of(own, network, (trained, held_out), figures, out / MODEL))
+    write_report(out, own, {"train": trained, "stop": validation, "test": held_out}, figures)
     found = figures["image"]["all"]
     low, high = found["interval_95"]
     say(f"held out: balanced accuracy {found['balanced_accuracy']} ({low}–{high}, {found['cases']} cases)")
+    if own.precision:
+        from wsiengine.training.precisions import add_precisions
+
+        add_precisions(out, own.precision, trained, held_out, say=say)
     return out
 
 
-def _check_sides(chosen: list[Field], classes: tuple[str, ...]) -> None:
+def gather(own: OwnRecipe, data: Path, out: Path) -> list[Field]:
+    """The labelled images of a folder, or the tiles of its annotated slides, of wanted classes.
+
+    Raises:
+        WsiError: They cannot be used, or a label is unknown.
+    """
+    labels = Labels(own.classes, own.merge, own.ignore)
+    if has_slides(data):
+        how = Cutting(own.mpp, own.tile_px, own.tile_overlap, most=own.tiles_per_slide, seed=own.seed)
+        return cut_slides(find_slides(data), labels, how, out / "training" / "tiles")
+    return labels.chosen(read_labels(data, mpp=own.source_mpp))
+
+
+def plan_of(own: OwnRecipe, chosen: list[Field], *, pretrained: bool) -> Recipe:
+    """The training that a recipe stands for."""
+    classes = own.classes or tuple(sorted({f.label for f in chosen}))
+    folds = tuple(i for i in range(FOLDS) if i != own.test_fold and i not in own.validated)
+    frozen, stages = own.frozen(len(build(own.backbone, 0.1).steps), pretrained=pretrained)
+    counts = {name: sum(f.label == name and f.fold in folds for f in chosen) or 1 for name in classes}
+    return Recipe(
+        classes=classes,
+        mpp=own.mpp,
+        folds=folds,
+        iterations=own.iterations,
+        seed=own.seed,
+        threads=own.threads,
+        sides_px=(max(STRIDE_PX * 2, round(own.tile_px * 5 / 7 / STRIDE_PX) * STRIDE_PX), own.tile_px),
+        batches=(own.batch, max(2, own.batch * 3 // 4)),
+        rate=own.rate,
+        head_rate=own.head_rate,
+        schedule=own.schedule,
+        frozen_blocks=frozen,
+        stages=stages,
+        class_weights=own.weights_of(counts),
+        label_smoothing=own.label_smoothing,
+        backbone=own.backbone,
+        validation_folds=own.validated,
+        patience=own.patience,
+    )
+
+
+def _check_classes(classes: tuple[str, ...], chosen: list[Field]) -> None:
+    if len(classes) < 2:
+        raise WsiError(
+            f"there is one class, {', '.join(classes)}: needed two or more", hint="label something else, too"
+        )
     for name in classes:
         cases = {f.case for f in chosen if f.label == name}
         if len(cases) < 2:
             raise WsiError(
-                f"class {name} comes from {len(cases)} case: training and test need one each",
+                f"class {name} comes from {len(cases)} case{'s' * (len(cases) != 1)}: training and test need one each",
                 hint="add cases, or say which files belong to which case in the column 'case'",
             )
 
 
-def _backbone(own: OwnRecipe, data: Path) -> Path:
-    places = [Path(own.backbone)] if own.backbone else [data / BACKBONE, data / BACKBONE.name]
+def _check_split(trained: list[Field], validation: list[Field], held_out: list[Field], own: OwnRecipe) -> None:
+    for side, fold in ((held_out, own.test_fold), *(((validation, f)) for f in own.validated)):
+        if not side:
+            what = "test_fold" if fold == own.test_fold else "validation_fold"
+            raise WsiError(f"fold {fold} is empty: nothing to score there", hint=f"choose another {what}")
+    for one, other in ((trained, held_out), (validation, held_out), (trained, validation)):
+        check_leak(one, other)
+        _check_copies(one, other)
+
+
+def _check_copies(one: list[Field], other: list[Field]) -> None:
+    """The same picture under two cases is a leak that names do not show."""
+    seen = {sha256(f.image.read_bytes()).digest(): f for f in one}
+    for field in other:
+        twin = seen.get(sha256(field.image.read_bytes()).digest())
+        if twin is not None:
+            raise WsiError(
+                f"{twin.image.name} (case {twin.case}) and {field.image.name} (case {field.case}) are the same "
+                "picture, one in training and one in test",
+                hint="remove one, or give both the same case",
+            )
+
+
+def _validation(fields: list[Field], plan: Recipe, gated: bool, tile_px: int) -> Validate:
+    """Balanced accuracy of images; of two networks that are as often right, the one that is surer of it is better."""
+
+    def validate(network: CellNet) -> dict[str, float]:
+        scores = score(fields, predictor(network), plan.mpp, classes=plan.classes, gated=gated, tile_px=tile_px)
+        images = scores.by_field()
+        right = softmax(images.logits)[np.arange(len(images.labels)), images.labels]
+        loss = float(-np.log(np.maximum(right, 1e-6)).mean())
+        recalls = [(images.logits.argmax(1) == k)[images.labels == k] for k in range(len(plan.classes))]
+        balanced = float(np.mean([r.mean() for r in recalls if len(r)]))
+        return {
+            "score": round(balanced - 0.01 * loss, 6),
+            "balanced_accuracy": round(balanced, 4),
+            "loss": round(loss, 4),
+        }
+
+    return validate
+
+
+def _weights(own: OwnRecipe, data: Path) -> Path | None:
+    """The file of weights; None where a backbone other than MobileNetV2 has none.
+
+    Raises:
+        WsiError: There is no such file.
+    """
+    if own.weights is None and own.backbone != "mobilenet_v2":
+        return None
+    places = [Path(own.weights)] if own.weights else [data / BACKBONE, data / BACKBONE.name]
     for place in places:
         if place.is_file():
             return place
+    hint = "download mobilenet_v2_1.0_224 (int8) from the Coral test data and name it as 'weights' in the recipe"
     raise WsiError(
-        f"the ImageNet weights are not at {' or '.join(map(str, places))}",
-        hint="download mobilenet_v2_1.0_224 (int8) from the Coral test data and name it as 'backbone' in the recipe",
+        f"the weights of {own.backbone} are not at {' or '.join(map(str, places))}",
+        hint=hint if own.backbone == "mobilenet_v2" else "correct the path",
     )
 
 
@@ -163,46 +214,44 @@ def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _card(
-    own: OwnRecipe, classes: tuple[str, ...], trained: list[Field], figures: dict[str, Any], model: Path
+def card_of(
+    own: OwnRecipe,
+    network: CellNet,
+    sides: tuple[list[Field], list[Field]],
+    figures: dict[str, Any],
+    model: Path,
 ) -> dict[str, Any]:
+    """Card v1 of a trained network; ``sides`` are the fields trained on and those held out."""
+    trained, _ = sides
     gated = any(f.mask is not None for f in trained)
     tested = figures["image"]["all"]["classes"]
+    classes = list(tested)
+    backbone = network.backbone
 
     def evidence(name: str) -> dict[str, Any]:
         cases = len({f.case for f in trained if f.label == name})
-        rest = tested.get(name, {"cases": 0, "rows": 0})
-        return {"cases_trained": cases, "cases_tested": rest["cases"], "recall": rest.get("recall")}
+        return {"cases_trained": cases, "cases_tested": tested[name]["cases"], "recall": tested[name].get("recall")}
 
+    dense = None
+    if backbone.halo_px is not None:
+        dense = {"block_px": DENSE_BLOCK_PX, "halo_px": backbone.halo_px, "offset_px": backbone.offset_px}
     return {
         "schema_version": 1,
         "name": own.name,
         "version": "1.0",
         "task": "classify",
-        "description": f"{', '.join(classes)}; MobileNetV2, fine-tuned on {len(trained)} images.",
+        "description": f"{', '.join(classes)}; {own.backbone}, trained on {len(trained)} images.",
         "classes": [{"name": n, "colour": list(colour_of(n)), "evidence": evidence(n)} for n in classes],
-        "input": {"size_px": TILE_PX, "mpp": own.mpp, "layout": "NHWC", "dtype": "uint8", "range": [0, 255]},
+        "input": {"size_px": own.tile_px, "mpp": own.mpp, "layout": "NHWC", "dtype": "uint8", "range": [0, 255]},
         "outputs": {"scores": "logits", "cam": "cam"}
         | ({"gate": "epithelium", "gate_map": "epithelium_map"} if gated else {}),
         "activation": "softmax",
         "output_stride_px": STRIDE_PX,
-        "dense": {"block_px": 1024, "halo_px": 96, "offset_px": CELL_OFFSET_PX},
+        "dense": dense,
         "gate": {"minimum": GATE_MINIMUM, "otherwise": "No tissue of interest"} if gated else None,
         "resources": [{"file": model.name, "sha256": sha256(model.read_bytes()).hexdigest()}],
-        "precision": {"weights": "float16 (backbone)", "arithmetic": "float32"},
+        "precision": {"weights": "float32", "arithmetic": "float32", "against_torch": "1e-4 in logits"},
         "licence": own.licence,
         "intended_use": own.intended_use,
         "training_command": f"wsiengine train RECIPE --data DIR (seed {own.seed}, {own.iterations} iterations)",
     }
-
-
-def curves(log: Path, size_px: tuple[int, int] = (240, 480)) -> np.ndarray:
-    """Picture (rows, cols, 3) of the losses over iterations, from 0 to 1 upwards: classes orange, gate blue."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    picture = np.full((*size_px, 3), 255, np.uint8)
-    last = max(row["iteration"] for row in rows)
-    for name, colour in (("class_loss", (0, 94, 213)), ("gate_loss", (178, 114, 0))):
-        points = [(row["iteration"] / last, min(1.0, row[name])) for row in rows]
-        pixels = [(round(x * (size_px[1] - 1)), round((1 - y) * (size_px[0] - 1))) for x, y in points]
-        cv2.polylines(picture, [np.array(pixels, np.int32)], False, colour, 2, cv2.LINE_AA)
-    return picture

@@ -8,7 +8,7 @@ folder below that is a case.
 import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,8 +17,66 @@ from wsiengine.training.data import Field
 
 FOLDS = 5
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_NO_FOLD = -1
-_ALIASES = {"grade": "class", "patient": "case"}
+NO_FOLD = -1
+ALIASES = {"grade": "class", "patient": "case"}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which labels are wanted, and as what.
+
+    Attributes:
+        classes: Wanted; empty: all that there are.
+        merge: Label → class, for those that are to be merged or renamed.
+        ignore: Labels that are left out.
+    """
+
+    classes: tuple[str, ...] = ()
+    merge: Mapping[str, str] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+
+    def label_of(self, name: str, where: str) -> str | None:
+        """The class that a label trains; None where it is left out.
+
+        Raises:
+            WsiError: The label is neither a class nor merged nor left out; ``where`` says whose it is.
+        """
+        label = self.merge.get(name, name)
+        if name in self.ignore or label in self.ignore:
+            return None
+        if self.classes and label not in self.classes:
+            raise WsiError(
+                f"{where} is called '{name}', which is none of {', '.join(self.classes)}",
+                hint="correct it, or name it in the recipe: under classes, merge or ignore",
+            )
+        return label
+
+    def chosen(self, fields: Sequence[Field]) -> list[Field]:
+        """The fields of wanted classes, relabelled."""
+        found = [(f, self.label_of(f.finding, f.image.name)) for f in fields]
+        return [replace(f, label=label) for f, label in found if label is not None]
+
+
+def check_folds(fields: Sequence[Field], where: str) -> None:
+    """Refuse folds that only some rows have, and a case that is in two of them.
+
+    Raises:
+        WsiError: Naming up to five cases.
+    """
+    without = sum(f.fold == NO_FOLD for f in fields)
+    if 0 < without < len(fields):
+        raise WsiError(
+            f"{where}: {without} of {len(fields)} rows have no fold",
+            hint="give every row a fold, or leave the column out",
+        )
+    folds = defaultdict(set)
+    for f in fields:
+        folds[f.case].add(f.fold)
+    if torn := sorted(case for case, of_case in folds.items() if len(of_case) > 1):
+        raise WsiError(
+            f"{where}: {len(torn)} cases are in two folds: {', '.join(torn[:5])}",
+            hint="a case belongs to one fold, so that it is never on both sides of a split",
+        )
 
 
 def read_labels(data: Path, *, merge: Mapping[str, str] | None = None, mpp: float | None = None) -> list[Field]:
@@ -39,13 +97,8 @@ def read_labels(data: Path, *, merge: Mapping[str, str] | None = None, mpp: floa
     table = data / "labels.csv"
     rows = _rows_of_table(table) if table.is_file() else _rows_of_folders(data)
     fields = [_field(data, row, merge or {}, mpp) for row in rows]
-    without = sum(f.fold == _NO_FOLD for f in fields)
-    if 0 < without < len(fields):
-        raise WsiError(
-            f"{table}: {without} of {len(fields)} rows have no fold",
-            hint="give every row a fold, or leave the column out",
-        )
-    return split_by_case(fields) if without else fields
+    check_folds(fields, str(table))
+    return split_by_case(fields) if fields[0].fold == NO_FOLD else fields
 
 
 def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
@@ -55,8 +108,8 @@ def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
     give the same folds.
     """
     classes = defaultdict(list)
-    for field in fields:
-        classes[field.case].append(field.label)
+    for f in fields:
+        classes[f.case].append(f.label)
     main = {case: Counter(sorted(labels)).most_common(1)[0][0] for case, labels in classes.items()}
     place: dict[str, int] = {}
     load: Counter[tuple[str, int]] = Counter()
@@ -64,14 +117,14 @@ def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
         fold = min(range(folds), key=lambda f: (load[main[case], f], sum(load[c, f] for c in set(main.values())), f))
         load[main[case], fold] += 1
         place[case] = fold
-    return [replace(field, fold=place[field.case]) for field in fields]
+    return [replace(f, fold=place[f.case]) for f in fields]
 
 
 def _rows_of_table(table: Path) -> list[dict[str, str]]:
     with table.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
-        rows = [{_ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
-    missing = {"file", "class"} - {_ALIASES.get(name, name) for name in reader.fieldnames or ()}
+        rows = [{ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
+    missing = {"file", "class"} - {ALIASES.get(name, name) for name in reader.fieldnames or ()}
     if missing or not rows:
         what = f"no column {' and '.join(sorted(missing))}" if missing else "no rows"
         raise WsiError(f"{table} has {what}", hint="it needs the columns file and class, and one row per image")
@@ -104,7 +157,7 @@ def _field(data: Path, row: dict[str, str], merge: Mapping[str, str], mpp: float
     label = row["class"].strip()
     try:
         said = float(row["mpp"]) if row.get("mpp") else mpp
-        fold = int(row["fold"]) if row.get("fold") else _NO_FOLD
+        fold = int(row["fold"]) if row.get("fold") else NO_FOLD
     except ValueError as error:
         raise WsiError(f"{data / 'labels.csv'}: {row['file']}: {error}", hint="mpp and fold are numbers") from error
     if said is None or not 0.05 <= said <= 20:

@@ -1,0 +1,261 @@
+"""Slides with QuPath annotations as labels: tiles are cut by the engine's own reader, on its own grid.
+
+Either every slide has its annotations beside it (``a.svs`` and ``a.geojson``), or a ``slides.csv`` says more: the
+columns ``slide`` and ``annotations``, and, where wanted, ``case`` (or ``patient``), ``fold`` (0–4) and ``mpp``. Without
+a case every slide is one.
+
+A tile belongs to a class if at least half of it is tissue inside annotations of the class. Neighbours lie at an IoU of
+0.3, which is 46 % overlap (Kim et al. 2021); as many tiles again are cut at random places.
+"""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from wsiengine.errors import WsiError
+from wsiengine.geometry import Box, Lattice, Mpp, Size
+from wsiengine.grid import TileGrid
+from wsiengine.regions import load_classified, points_inside, rasterise
+from wsiengine.slides import open_slide
+from wsiengine.slides.reading import require_mpp
+from wsiengine.tissue import find_tissue
+from wsiengine.training.data import Field
+from wsiengine.training.tables import ALIASES, NO_FOLD, Labels, check_folds, split_by_case
+
+TABLE = "slides.csv"
+CELL_PX = 32
+_POINTS = 12  # along each side of a tile, to find out how much of it is inside
+_GLASS_LIMIT = 0.5
+_TRIES = 40
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How tiles are cut.
+
+    Attributes:
+        mpp: µm/px of a tile.
+        tile_px: Its side.
+        overlap: Linear, of neighbours on the grid; it is rounded to whole cells of 32 px.
+        inside: Least part of a tile that is tissue of the class.
+        most: Tiles of one class from one slide, at most: half on the grid, evenly spread, half at random places.
+        seed: Decides the random places.
+    """
+
+    mpp: float = 1.0
+    tile_px: int = 224
+    overlap: float = 0.46
+    inside: float = 0.5
+    most: int = 400
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SlideLabels:
+    """One slide with its annotations."""
+
+    slide: Path
+    annotations: Path
+    case: str
+    fold: int = NO_FOLD
+    mpp: float | None = None
+
+
+def has_slides(data: Path) -> bool:
+    """Whether a folder holds annotated slides rather than labelled images."""
+    return data.is_dir() and ((data / TABLE).is_file() or any(data.glob("*.geojson")))
+
+
+def find_slides(data: Path) -> list[SlideLabels]:
+    """The annotated slides of a folder.
+
+    Raises:
+        WsiError: A file is missing, annotations have no slide, or a table is wrong.
+    """
+    table = data / TABLE
+    return _rows_of_table(table) if table.is_file() else list(_pairs(data))
+
+
+def _pairs(data: Path) -> Iterator[SlideLabels]:
+    for annotations in sorted(data.glob("*.geojson")):
+        beside = [p for p in sorted(data.iterdir()) if p.stem == annotations.stem and p.suffix != ".geojson"]
+        if len(beside) != 1:
+            found = ", ".join(p.name for p in beside) or "no file"
+            raise WsiError(
+                f"{annotations.name} belongs to {found}: needed one slide of that name beside it",
+                hint=f"name them alike (a.svs and a.geojson), or write a {TABLE}",
+            )
+        yield SlideLabels(beside[0], annotations, annotations.stem)
+
+
+def _rows_of_table(table: Path) -> list[SlideLabels]:
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        rows = [{ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
+    missing = {"slide", "annotations"} - {ALIASES.get(name, name) for name in reader.fieldnames or ()}
+    if missing or not rows:
+        what = f"no column {' and '.join(sorted(missing))}" if missing else "no rows"
+        raise WsiError(f"{table} has {what}", hint="it needs the columns slide and annotations, one row per slide")
+    found = []
+    for row in rows:
+        for column in ("slide", "annotations"):
+            if not (table.parent / row[column]).is_file():
+                raise WsiError(f"{table} names {row[column]}, which is not there", hint="correct the row")
+        try:
+            fold = int(row["fold"]) if row.get("fold") else NO_FOLD
+            mpp = float(row["mpp"]) if row.get("mpp") else None
+        except ValueError as error:
+            raise WsiError(f"{table}: {row['slide']}: {error}", hint="mpp and fold are numbers") from error
+        case = row.get("case") or Path(row["slide"]).stem
+        found.append(SlideLabels(table.parent / row["slide"], table.parent / row["annotations"], case, fold, mpp))
+    return found
+
+
+def cut_slides(slides: Sequence[SlideLabels], labels: Labels, how: Cutting, out: Path) -> list[Field]:
+    """Cut the tiles of all slides and write them as images, once; a folder that holds the very same is taken as it is.
+
+    Args:
+        slides: What is annotated.
+        labels: Which classes are wanted, merged and left out.
+        how: Size, place and number of the tiles.
+        out: Folder of the images.
+
+    Raises:
+        WsiError: A slide or its annotations cannot be used, a class is unknown, or no tile was found.
+    """
+    wanted = _identity(slides, labels, how)
+    list_file = out / "tiles.json"
+    rows = json.loads(list_file.read_text(encoding="utf-8")) if list_file.is_file() else {}
+    if rows.get("identity") != wanted:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        tiles = [tile for index, slide in enumerate(slides) for tile in _cut_slide(index, slide, labels, how, out)]
+        if not tiles:
+            raise WsiError(
+                "the annotations gave no tile",
+                hint=f"tiles of {how.tile_px * how.mpp:g} µm must lie at least {how.inside:.0%} inside an annotation: "
+                "draw larger ones, or train with smaller mpp",
+            )
+        rows = {"identity": wanted, "tiles": tiles}
+        list_file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    fields = [
+        Field(
+            image=out / tile["file"],
+            mask=None,
+            source="slides",
+            label=tile["class"],
+            finding=tile["class"],
+            case=tile["case"],
+            fold=tile["fold"],
+            mpp_yx=(how.mpp, how.mpp),
+        )
+        for tile in rows["tiles"]
+    ]
+    check_folds(fields, "the table of slides")
+    return split_by_case(fields) if fields[0].fold == NO_FOLD else fields
+
+
+def _identity(slides: Sequence[SlideLabels], labels: Labels, how: Cutting) -> str:
+    """sha256 of all that decides the tiles."""
+    parts: list[Any] = [asdict(how), asdict(labels)]
+    for row in slides:
+        digest = sha256(row.annotations.read_bytes()).hexdigest()
+        parts.append([row.slide.name, row.slide.stat().st_size, digest, row.case, row.fold, row.mpp])
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _cut_slide(index: int, row: SlideLabels, labels: Labels, how: Cutting, out: Path) -> Iterator[dict[str, Any]]:
+    slide = open_slide(row.slide, mpp=row.mpp)
+    try:
+        lattice = Lattice(slide.info.size_l0, require_mpp(slide.info), Mpp.square(how.mpp), CELL_PX)
+        size, bounds = slide.info.size_l0, slide.info.bounds_l0
+        found = load_classified(row.annotations, size_l0=size, bounds_l0=bounds, name="the annotations")
+        tissue = find_tissue(slide).cell_fraction(lattice) >= _GLASS_LIMIT
+        for label, areas in _by_label(row, found, labels).items():
+            boxes = _places(areas, tissue, lattice, how, (index, label))
+            for box in boxes:
+                name = f"{index:03d}-{_plain(label)}-{box.y0}-{box.x0}.png"
+                _write(out / name, slide.read(box, lattice.mpp))
+                yield {"file": name, "class": label, "case": row.case, "fold": row.fold}
+    finally:
+        slide.close()
+
+
+def _by_label(row: SlideLabels, found: Mapping[str | None, Any], labels: Labels) -> dict[str, list[Any]]:
+    """Geometries by the class that they train; QuPath itself leaves out classes whose names end with an asterisk."""
+    by_label: dict[str, list[Any]] = {}
+    for name, area in found.items():
+        if name is None or name.endswith("*"):
+            continue
+        label = labels.label_of(name, f"an annotation of {row.annotations.name}")
+        if label is not None:
+            by_label.setdefault(label, []).append(area)
+    return by_label
+
+
+def _places(areas: list[Any], tissue: np.ndarray, lattice: Lattice, how: Cutting, key: tuple[int, str]) -> list[Box]:
+    """Tiles of one class on one slide: those on the grid, evenly thinned, then those at random places."""
+    cells = np.logical_or.reduce([rasterise(area, lattice) for area in areas]) & tissue
+    spots = np.argwhere(cells)
+    grid = TileGrid.cover(lattice, how.tile_px, how.overlap)
+    ways = [
+        grid.tile_box_px(i, j)
+        for i in range(grid.shape[0])
+        for j in range(grid.shape[1])
+        if _covered(cells, i * grid.rows.stride, j * grid.cols.stride, grid.rows.tile) >= how.inside
+    ]
+    half = max(1, how.most // 2)
+    if len(ways) > half:
+        ways = [ways[k] for k in np.linspace(0, len(ways) - 1, half).round().astype(int)]
+    rng = np.random.default_rng([how.seed, key[0], *key[1].encode()])
+    return ways + list(islice(_random_places(areas, (spots, tissue), lattice, how, rng), max(len(ways), 1)))
+
+
+def _covered(cells: np.ndarray, row: int, col: int, side: int) -> float:
+    """Part of a tile's cells that are set; beyond the slide none is."""
+    return float(cells[row : row + side, col : col + side].sum()) / side**2
+
+
+def _random_places(
+    areas: list[Any], where: tuple[np.ndarray, np.ndarray], lattice: Lattice, how: Cutting, rng: np.random.Generator
+) -> Iterator[Box]:
+    """Tiles around random spots of a class; ``where`` holds the class's cells (N, 2) and which cells are tissue."""
+    spots, tissue = where
+    for _ in range(_TRIES * how.most if len(spots) else 0):
+        y, x = ((spots[rng.integers(len(spots))] + rng.random(2)) * CELL_PX - how.tile_px / 2).astype(int)
+        box = Box.of(Size(how.tile_px, how.tile_px), max(0, int(y)), max(0, int(x)))
+        if _inside(areas, tissue, box, lattice) >= how.inside:
+            yield box
+
+
+def _inside(areas: list[Any], tissue: np.ndarray, box: Box, lattice: Lattice) -> float:
+    """Part of a tile that lies inside the areas and on tissue, by a raster of points."""
+    steps = (np.arange(_POINTS) + 0.5) / _POINTS
+    y_px, x_px = np.meshgrid(box.y0 + steps * box.height, box.x0 + steps * box.width, indexing="ij")
+    fy, fx = lattice.l0_per_px
+    drawn = np.logical_or.reduce([points_inside(area, y_px * fy, x_px * fx) for area in areas])
+    rows, cols = ((v / CELL_PX).astype(int) for v in (y_px, x_px))
+    on = (rows < tissue.shape[0]) & (cols < tissue.shape[1])
+    drawn[~on] = False
+    drawn[on] &= tissue[rows[on], cols[on]]
+    return float(drawn.mean())
+
+
+def _write(file: Path, pixels: np.ndarray) -> None:
+    done, coded = cv2.imencode(".png", pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert done
+    file.write_bytes(coded.tobytes())
+
+
+def _plain(label: str) -> str:
+    """A class's name, fit for a file's."""
+    return "".join(c if c.isalnum() else "_" for c in label)[:40]
