@@ -98,7 +98,7 @@ class CentreDetector(nn.Module):
         peaks = heat * (heat == max_pool2d(heat, 3, 1, 1))
         classes, width = peaks.shape[1], peaks.shape[3]
         cells = peaks.shape[2] * width
-        scores, order = peaks[0].reshape(-1).sort(descending=True, stable=True)
+        scores, order = peaks[0].reshape(-1).sort(descending=True)
         scores, order = scores[: self.limit], order[: self.limit]
         place = order % cells
         x = (place % width).float() * STRIDE_PX + STRIDE_PX / 2

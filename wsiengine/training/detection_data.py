@@ -170,7 +170,9 @@ def normalised_sample(row: Annotated, recipe: Recipe, mpp: float) -> Sample:
         WsiError: The image cannot be read, or its µm/px is not known.
     """
     if row.mpp_yx is None:
-        raise WsiError(f"µm/px of {row.image} is not known", hint="use a reader that knows it, or the pixels as they are")
+        raise WsiError(
+            f"µm/px of {row.image} is not known", hint="use a reader that knows it, or the pixels as they are"
+        )
     slide = open_slide(row.image, mpp=Mpp(*row.mpp_yx), window=recipe.window)
     try:
         lattice = Lattice(slide.info.size_l0, Mpp(*row.mpp_yx), Mpp.square(mpp), 1)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiengine.errors import OutputConflict
+from wsiengine.training.loop import Progress
 
 CHECKPOINT_EVERY = 100
 Batch = tuple[Any, ...]
@@ -65,13 +66,16 @@ class Lesson:
     facts: Mapping[str, Any]
 
 
-def fit(lesson: Lesson, schedule: Schedule, out: Path) -> nn.Module:
+def fit(
+    lesson: Lesson, schedule: Schedule, out: Path, tell: Callable[[Progress], None] = lambda progress: None
+) -> nn.Module:
     """Train; returns the averaged network, ready for use.
 
     Args:
         lesson: What.
         schedule: How.
         out: Folder of ``recipe.json``, ``log.jsonl``, ``checkpoint.pt`` and, at the end, ``model.pt``.
+        tell: Told of every iteration.
 
     Raises:
         OutputConflict: ``out`` holds another training.
@@ -81,7 +85,8 @@ def fit(lesson: Lesson, schedule: Schedule, out: Path) -> nn.Module:
     trainer = _Trainer(lesson, schedule, out)
     trainer.resume()
     for iteration, batch in _batches(lesson, schedule, trainer.iteration):
-        trainer.step(iteration, batch)
+        row = trainer.step(iteration, batch)
+        tell(Progress(trainer.iteration, schedule.iterations, row))
     torch.save(trainer.average.state_dict(), out / "model.pt")
     return trainer.average.eval()
 
@@ -131,7 +136,8 @@ class _Trainer:
         groups = [{"params": p, "lr": r} for p, r in zip((body, heads), self._rates, strict=True)]
         self._optimiser = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
 
-    def step(self, iteration: int, batch: Batch) -> None:
+    def step(self, iteration: int, batch: Batch) -> dict[str, Any] | None:
+        """One batch: forward, backward, average; returns what is logged, where something is."""
         torch.manual_seed(self.schedule.seed * 1_000_003 + iteration)  # dropout and samplers, also after a resume
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * self.schedule.factor(iteration)
@@ -145,21 +151,23 @@ class _Trainer:
         with torch.no_grad():
             for mean, now in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
-            for mean, now in zip(self.average.buffers(), self.network.buffers(), strict=True):
-                mean.copy_(now)  # statistics of batch normalisation are averages already
-        self._parts.append({name: float(value.detach()) for name, value in parts.items()})
+            for kept, at in zip(self.average.buffers(), self.network.buffers(), strict=True):
+                kept.copy_(at)  # statistics of batch normalisation are averages already
+        self._parts.append({"loss": loss.item()} | {name: value.item() for name, value in parts.items()})
         self.iteration = iteration + 1
-        if self.iteration % 20 == 0 or self.iteration == self.schedule.iterations:
-            self._log()
+        logged = self.iteration % 20 == 0 or self.iteration == self.schedule.iterations
+        row = self._log() if logged else None
         if self.iteration % CHECKPOINT_EVERY == 0 or self.iteration == self.schedule.iterations:
             self._save()
+        return row
 
-    def _log(self) -> None:
+    def _log(self) -> dict[str, Any]:
         means = {name: round(float(np.mean([p[name] for p in self._parts])), 4) for name in self._parts[0]}
         self._parts.clear()
-        line = json.dumps({"iteration": self.iteration, **means, "seconds": round(time.monotonic() - self._started, 1)})
+        row = {"iteration": self.iteration, **means, "seconds": round(time.monotonic() - self._started, 1)}
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
+            log.write(json.dumps(row) + "\n")
+        return row
 
     def _save(self) -> None:
         state = {

@@ -3,9 +3,9 @@
     python -m wsiengine.training.rbc --data DIR --out RUN
     python -m wsiengine.training.rbc --data DIR --out RUN --to wsiengine/models/zoo/rbc
 
-Fold 0 is never trained on. Four sibling networks, each without one of the other folds, give the boosting probabilities
-of patches that the network behind them had not seen. Deterministic for one machine type and number of threads; started
-again on the same folder it resumes.
+Fold 0 is never trained on. Two sibling networks, each trained on half of the other folds, give the boosting
+probabilities of patches that the network behind them had not seen. Deterministic for one machine type and number of
+threads; started again on the same folder it resumes.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from wsiengine.training.mobilenet import MobileNetV2
 from wsiengine.training.patches import PatchNet, PatchRows, PatchSampler, abnormal, known_patches, patch_loss
 
 TRAINED = (1, 2, 3, 4)
+HALVES = ((1, 2), (3, 4))
 TILE_PX, LARGEST_PX, CROP_PX = 640, 150, 96
 _DETECTOR = Augment(256)
 _CROPS = Augment(CROP_PX, scales=(0.94, 1.06))
@@ -55,7 +56,7 @@ class Run:
     found: DetectionSet
     backbone: Path
     out: Path
-    detector: int = 700
+    detector: int = 500
     types: int = 450
     threads: int = 1
 
@@ -109,9 +110,9 @@ def probabilities(network: PatchNet, samples: list[Sample], patches: PatchRows) 
 def out_of_fold(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (N, types) and true types (N, types) of the trained folds' patches, each by a sibling."""
     found, true = [], []
-    for fold in TRAINED:
-        network = train_types(run, [other for other in TRAINED if other != fold])
-        rows = run.found.chosen((fold,)).images
+    for half, other in (HALVES, HALVES[::-1]):
+        network = train_types(run, half)
+        rows = run.found.chosen(other).images
         patches = known_patches(rows)
         found.append(probabilities(network, load_samples(rows), patches))
         true.append(patches.types)
@@ -225,7 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds rbc/chula and weights/")
     parser.add_argument("--out", type=Path, required=True, help="folder of the trainings; resumes what it holds")
     parser.add_argument("--to", type=Path, help="write the model's folder here")
-    parser.add_argument("--only", metavar="detector|types|FOLD", help="train this part alone (FOLD: its sibling)")
+    parts = {"detector": (), "types": TRAINED, "sibling-1": HALVES[0], "sibling-2": HALVES[1]}
+    parser.add_argument("--only", choices=parts, help="train this part alone")
     parser.add_argument("--detector", type=int, default=Run.detector, help="iterations")
     parser.add_argument("--types", type=int, default=Run.types, help="iterations")
     parser.add_argument("--threads", type=int, default=Run.threads)
@@ -236,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.only == "detector":
         train_detector(run)
     elif asked.only:
-        train_types(run, TRAINED if asked.only == "types" else [f for f in TRAINED if f != int(asked.only)])
+        train_types(run, parts[asked.only])
     if asked.to:
         write_model(run, asked.to)
 
