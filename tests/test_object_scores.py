@@ -178,9 +178,12 @@ def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_masks_of_numbers_and_of_one_value(tmp_path: Path) -> None:
-    numbers = np.zeros((6, 9), np.uint8)
-    numbers[1:3, 1:4], numbers[1:3, 4:7] = 3, 7
+    numbers = np.zeros((16, 19), np.uint8)
+    numbers[1:5, 1:4], numbers[1:5, 4:7] = 3, 7
     cv2.imwrite(str(tmp_path / "numbers.png"), numbers)
     cv2.imwrite(str(tmp_path / "one.png"), np.where(numbers > 0, 255, 0).astype(np.uint8))
-    assert set(np.unique(drawn_objects(tmp_path / "numbers.png", (6, 9)))) == {0, 3, 7}
-    assert drawn_objects(tmp_path / "one.png", (6, 9)).max() == 1
+    assert set(np.unique(drawn_objects(tmp_path / "numbers.png", (16, 19)))) == {0, 3, 7}
+    assert drawn_objects(tmp_path / "one.png", (16, 19)).max() == 1
+    numbers[10:13, 12:15] = 9  # a slip of the pen
+    cv2.imwrite(str(tmp_path / "one.png"), np.where(numbers > 0, 255, 0).astype(np.uint8))
+    assert drawn_objects(tmp_path / "one.png", (16, 19)).max() == 1

@@ -23,6 +23,8 @@ from wsiengine.preparing import Request, identify, prepare
 from wsiengine.slides import open_slide
 from wsiengine.truth import Truth
 
+_SPECK_PX = 10
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnImage:
@@ -87,6 +89,8 @@ def filled(polygons: Sequence[Any], size: Size) -> np.ndarray:
 def drawn_objects(mask: Path, shape: tuple[int, ...]) -> np.ndarray:
     """The objects of a mask: its numbers, or the connected parts (through edges) of a mask of one value.
 
+    Parts of fewer than 10 pixels are slips of the pen, not objects (GlaS' masks have some).
+
     Raises:
         WsiError: The mask cannot be read, or has another size than its image.
     """
@@ -99,8 +103,9 @@ def drawn_objects(mask: Path, shape: tuple[int, ...]) -> np.ndarray:
     values = values if values.ndim == 2 else values[..., 0]
     if len(np.unique(values[values > 0])) > 1:
         return values.astype(np.int32)
-    labels: np.ndarray = ndimage.label(values > 0)[0]
-    return labels.astype(np.int32)
+    labels: np.ndarray = ndimage.label(values > 0)[0].astype(np.int32)
+    labels[np.bincount(labels.ravel())[labels] < _SPECK_PX] = 0
+    return labels
 
 
 def score_segmenter(
