@@ -134,6 +134,7 @@ def _run(
         with Meanwhile(subject.slide) as meanwhile:
             gathered = _score(prepared.plan, (journal, recovered), client, listener, watch)
             picture = meanwhile.picture()
+    give_back_memory()
     if subject.slide.fingerprint() != subject.fingerprint:
         space.forget()  # nobody can say which of the blocks are of which slide
         raise UnreadableSlide(
