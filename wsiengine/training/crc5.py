@@ -23,6 +23,8 @@ RECIPE = Recipe(
         "Adenocarcinoma": {"ebhi": 0.4, "glas": 0.35, "lc25000": 0.25},
     },
 )
+VIEW_RECIPE = replace(RECIPE, iterations=300, frozen_blocks=14, small_until=1.0, threads=1)
+"""On views drawn beforehand (:mod:`wsiengine.training.views`), which end where the last five stages begin."""
 
 
 def main(arguments: list[str] | None = None) -> None:

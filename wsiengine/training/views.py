@@ -1,0 +1,211 @@
+"""Views: random tiles kept as what the network's frozen steps make of them, so that many trainings share the work::
+
+    python -m wsiengine.training.views --data DIR --to views.npz --count 18000 --seed 0
+
+Drawing a tile and running the frozen steps costs several times what training the other steps on it does. A
+cross-validation draws its views once, from all fields; each of its trainings uses those whose own field, and whose
+field of stain, belong to its training side.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsiengine.errors import WsiError
+from wsiengine.training.backbones import load_weights
+from wsiengine.training.cells import STRIDE_PX, CellNet
+from wsiengine.training.crc5 import BACKBONE, RECIPE
+from wsiengine.training.data import Field, load, read_fields
+from wsiengine.training.loop import Trainer, claim, print_rows, run
+from wsiengine.training.sampling import UNREADABLE, Batch, Sampler
+from wsiengine.training.schedule import Recipe
+from wsiengine.training.scoring import image_name
+
+STEPS = 14
+"""Frozen steps whose outcome is kept: MobileNetV2 up to its stride of 16 px."""
+SIDE_PX = 160
+_NEGATIVE, _SPOILT = 0.12, 0.055
+"""Part of a batch without a class to learn, and of unreadable tiles: as they come about among views."""
+_OTHER_SHARE = 0.3
+_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Views:
+    """One row per view.
+
+    Attributes:
+        maps: bfloat16 as int16, (N, rows, cols, channels).
+        labels: int64 (N,): as :class:`~wsiengine.training.sampling.Batch` has them.
+        epithelium: float32 (N, cells, cells).
+        field: Name of the field it was cut from, (N,).
+        like: Name of the field whose stain it took on, (N,); empty: none.
+    """
+
+    maps: np.ndarray
+    labels: np.ndarray
+    epithelium: np.ndarray
+    field: np.ndarray
+    like: np.ndarray
+
+    @classmethod
+    def read(cls, files: list[Path]) -> "Views":
+        """The views of one or more files."""
+        parts = [np.load(file) for file in files]
+        return cls(*(np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like")))
+
+    def save(self, file: Path) -> None:
+        """Write as ``.npz``."""
+        np.savez(file, **self.__dict__)
+
+
+def make_views(network: CellNet, sampler: Sampler, names: list[str], count: int, seed: int) -> Views:
+    """Draw views.
+
+    Args:
+        network: Its frozen steps are run.
+        sampler: Over all fields.
+        names: Of the sampler's fields, in its order.
+        count: How many.
+        seed: View i depends on seed and i alone.
+    """
+    drawn, maps = [], []
+    for start in range(0, count, _AT_ONCE):
+        rows = [
+            sampler.draw(np.random.default_rng((seed, i)), SIDE_PX) for i in range(start, min(count, start + _AT_ONCE))
+        ]
+        maps.append(_lower(network, np.stack([row.tile for row in rows])))
+        drawn += [
+            (row.label, row.epithelium, names[row.index], "" if row.like is None else names[row.like]) for row in rows
+        ]
+    labels, epithelium, field, like = zip(*drawn, strict=True)
+    return Views(np.concatenate(maps), np.array(labels), np.stack(epithelium), np.array(field), np.array(like))
+
+
+def _lower(network: CellNet, tiles: np.ndarray) -> np.ndarray:
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        x = network.backbone.prepare(torch.from_numpy(tiles).permute(0, 3, 1, 2))
+        for step in network.backbone.steps[:STEPS]:
+            x = step(x)
+        return x.bfloat16().permute(0, 2, 3, 1).contiguous().view(torch.int16).numpy()
+
+
+class UpperNet(CellNet):
+    """The same network, which takes the maps of views (N, channels, rows, cols) instead of pixels."""
+
+    def forward(self, pixels: Tensor, frozen: int = 0) -> tuple[Tensor, Tensor]:
+        """As :meth:`CellNet.forward`."""
+        x = pixels
+        for step in self.backbone.steps[STEPS:]:
+            x = step(x)
+        features = self.dropout(x)
+        gate = self.gate(features)
+        return self.head(features) * gate.sigmoid().detach(), gate[:, 0]
+
+
+class ViewSampler:
+    """Batches from views: class, then set, then case, then view; each batch from its own random stream.
+
+    Args:
+        views: All views.
+        fields: The training side; views of other fields, or with their stain, are left out.
+        recipe: Classes, shares, seed.
+
+    Raises:
+        WsiError: Not a single view of a class.
+    """
+
+    def __init__(self, views: Views, fields: list[Field], recipe: Recipe) -> None:
+        self._views, self._recipe = views, recipe
+        known = {image_name(f): f for f in fields}
+        usable = np.isin(views.field, list(known)) & np.isin(views.like, [*known, ""])
+        self._others: dict[int, np.ndarray] = {}
+        self._tree: dict[int, dict[str, dict[str, list[int]]]] = defaultdict(
+            lambda: defaultdict(lambda: defaultdict(list))
+        )
+        for label in (UNREADABLE, -1):
+            self._others[label] = np.flatnonzero(usable & (views.labels == label))
+        for row in np.flatnonzero(usable & (views.labels >= 0)):
+            field = known[str(views.field[row])]
+            branch = field.label if field.label in recipe.joins else field.source
+            self._tree[int(views.labels[row])][branch][field.case].append(int(row))
+        if missing := [name for c, name in enumerate(recipe.classes) if c not in self._tree]:
+            raise WsiError(f"no view shows {', '.join(missing)}", hint="draw more views, or train on more fields")
+
+    def batch(self, iteration: int, size: int, side_px: int) -> Batch:
+        """The batch of an iteration: always the same one. All views have one size; ``side_px`` is not asked."""
+        rng = np.random.default_rng((self._recipe.seed, iteration))
+        rows = np.array([self._row(rng) for _ in range(size)])
+        maps = torch.from_numpy(self._views.maps[rows]).view(torch.bfloat16).float().numpy()
+        return Batch(maps, self._views.labels[rows], self._views.epithelium[rows])
+
+    def _row(self, rng: np.random.Generator) -> int:
+        kind = rng.random()
+        for label, low, high in ((-1, 0.0, _NEGATIVE), (UNREADABLE, 1 - _SPOILT, 1.0)):
+            if low <= kind < high and len(self._others[label]):
+                return int(rng.choice(self._others[label]))
+        label = int(rng.integers(len(self._recipe.classes)))
+        branch = self._tree[label]
+        sources = sorted(branch)
+        shares = self._recipe.shares.get(self._recipe.classes[label], {})
+        share = np.array([shares.get(name, _OTHER_SHARE) for name in sources])
+        cases = branch[sources[rng.choice(len(sources), p=share / share.sum())]]
+        rows = cases[sorted(cases)[rng.integers(len(cases))]]
+        return rows[rng.integers(len(rows))]
+
+
+def train_on_views(fields: list[Field], recipe: Recipe, views: Views, *, backbone: Path, out: Path) -> CellNet:
+    """As :func:`wsiengine.training.loop.train`, on views; the folder it leaves is the same.
+
+    Args:
+        fields: All labelled fields; the recipe chooses.
+        recipe: What to do; at least :data:`STEPS` frozen steps.
+        views: Drawn from those fields.
+        backbone: The ImageNet weights with which the views were made.
+        out: Folder of the training.
+    """
+    claim(out, recipe)
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    sampler = ViewSampler(views, recipe.chosen(fields), recipe)
+    network = UpperNet(len(recipe.classes))
+    load_weights(network.backbone, backbone)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
+    average = UpperNet(len(recipe.classes))
+    average.load_state_dict(network.state_dict())
+    return run(Trainer(recipe, network, average, out), sampler, print_rows)
+
+
+def _names(fields: list[Field]) -> Iterator[str]:
+    return (image_name(f) for f in fields)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m wsiengine.training.views", description="Draw views.")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds crc/ and weights/")
+    parser.add_argument("--to", type=Path, required=True, help="file (.npz)")
+    parser.add_argument("--count", type=int, default=18_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    cv2.setNumThreads(1)
+    fields = [f for f in read_fields(asked.data) if RECIPE.joins.get(f.label, f.label) in RECIPE.classes]
+    network = CellNet(len(RECIPE.classes))
+    load_weights(network.backbone, asked.data / BACKBONE)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
+    pixels = [load(f, RECIPE.mpp) for f in fields]
+    sampler = Sampler(pixels, RECIPE.classes, RECIPE.joins, RECIPE.shares, cell_px=STRIDE_PX, seed=asked.seed)
+    make_views(network, sampler, list(_names(fields)), asked.count, asked.seed).save(asked.to)
+
+
+if __name__ == "__main__":
+    main()
