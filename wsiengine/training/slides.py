@@ -12,7 +12,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 from wsiengine.errors import WsiError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.grid import TileGrid
-from wsiengine.regions import load_classified, points_inside, rasterise
+from wsiengine.regions import load_classified, rasterise
 from wsiengine.slides import open_slide
 from wsiengine.slides.reading import require_mpp
 from wsiengine.tissue import find_tissue
@@ -33,7 +33,7 @@ from wsiengine.training.tables import ALIASES, NO_FOLD, Labels, check_folds, spl
 
 TABLE = "slides.csv"
 CELL_PX = 32
-_POINTS = 12  # along each side of a tile, to find out how much of it is inside
+_FINE_PX = 8  # of the raster on which annotations and tissue are compared
 _GLASS_LIMIT = 0.5
 _TRIES = 40
 
@@ -177,12 +177,14 @@ def _cut_slide(index: int, row: SlideLabels, labels: Labels, how: Cutting, out: 
     slide = open_slide(row.slide, mpp=row.mpp)
     try:
         lattice = Lattice(slide.info.size_l0, require_mpp(slide.info), Mpp.square(how.mpp), CELL_PX)
+        fine = replace(lattice, cell_px=_FINE_PX)
         size, bounds = slide.info.size_l0, slide.info.bounds_l0
         found = load_classified(row.annotations, size_l0=size, bounds_l0=bounds, name="the annotations")
-        tissue = find_tissue(slide).cell_fraction(lattice) >= _GLASS_LIMIT
+        tissue = find_tissue(slide).cell_fraction(fine) >= _GLASS_LIMIT
         for label, areas in _by_label(row, found, labels).items():
-            boxes = _places(areas, tissue, lattice, how, (index, label))
-            for box in boxes:
+            cells = np.logical_or.reduce([rasterise(area, fine) for area in areas]) & tissue
+            rng = np.random.default_rng([how.seed, index, *label.encode()])
+            for box in _places(cells, TileGrid.cover(lattice, how.tile_px, how.overlap), how, rng):
                 name = f"{index:03d}-{_plain(label)}-{box.y0}-{box.x0}.png"
                 _write(out / name, slide.read(box, lattice.mpp))
                 yield {"file": name, "class": label, "case": row.case, "fold": row.fold}
@@ -202,52 +204,42 @@ def _by_label(row: SlideLabels, found: Mapping[str | None, Any], labels: Labels)
     return by_label
 
 
-def _places(areas: list[Any], tissue: np.ndarray, lattice: Lattice, how: Cutting, key: tuple[int, str]) -> list[Box]:
-    """Tiles of one class on one slide: those on the grid, evenly thinned, then those at random places."""
-    cells = np.logical_or.reduce([rasterise(area, lattice) for area in areas]) & tissue
-    spots = np.argwhere(cells)
-    grid = TileGrid.cover(lattice, how.tile_px, how.overlap)
-    ways = [
-        grid.tile_box_px(i, j)
-        for i in range(grid.shape[0])
-        for j in range(grid.shape[1])
-        if _covered(cells, i * grid.rows.stride, j * grid.cols.stride, grid.rows.tile) >= how.inside
-    ]
+def _places(cells: np.ndarray, grid: TileGrid, how: Cutting, rng: np.random.Generator) -> list[Box]:
+    """Tiles of one class on one slide: those on the grid, evenly thinned, then as many at random places.
+
+    Args:
+        cells: (rows, cols) bool, on a raster of 8 working pixels: tissue of the class.
+        grid: The tile grid.
+        how: Size and number.
+        rng: Where chance comes from.
+    """
+    sums = np.pad(cells.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+    boxes = (grid.tile_box_px(i, j) for i in range(grid.shape[0]) for j in range(grid.shape[1]))
+    found = [box for box in boxes if _covered(sums, box) >= how.inside]
     half = max(1, how.most // 2)
-    if len(ways) > half:
-        ways = [ways[k] for k in np.linspace(0, len(ways) - 1, half).round().astype(int)]
-    rng = np.random.default_rng([how.seed, key[0], *key[1].encode()])
-    return ways + list(islice(_random_places(areas, (spots, tissue), lattice, how, rng), max(len(ways), 1)))
+    if len(found) > half:
+        found = [found[k] for k in np.linspace(0, len(found) - 1, half).round().astype(int)]
+    return found + list(islice(_random_places(cells, sums, how, rng), max(1, len(found))))
 
 
-def _covered(cells: np.ndarray, row: int, col: int, side: int) -> float:
-    """Part of a tile's cells that are set; beyond the slide none is."""
-    return float(cells[row : row + side, col : col + side].sum()) / side**2
-
-
-def _random_places(
-    areas: list[Any], where: tuple[np.ndarray, np.ndarray], lattice: Lattice, how: Cutting, rng: np.random.Generator
-) -> Iterator[Box]:
-    """Tiles around random spots of a class; ``where`` holds the class's cells (N, 2) and which cells are tissue."""
-    spots, tissue = where
+def _random_places(cells: np.ndarray, sums: np.ndarray, how: Cutting, rng: np.random.Generator) -> Iterator[Box]:
+    """Tiles around random spots of a class."""
+    spots = np.argwhere(cells)
+    half = how.tile_px // 2 // _FINE_PX
     for _ in range(_TRIES * how.most if len(spots) else 0):
-        y, x = ((spots[rng.integers(len(spots))] + rng.random(2)) * CELL_PX - how.tile_px / 2).astype(int)
-        box = Box.of(Size(how.tile_px, how.tile_px), max(0, int(y)), max(0, int(x)))
-        if _inside(areas, tissue, box, lattice) >= how.inside:
+        y, x = (max(0, int(v) - half) * _FINE_PX for v in spots[rng.integers(len(spots))])
+        box = Box.of(Size(how.tile_px, how.tile_px), y, x)
+        if _covered(sums, box) >= how.inside:
             yield box
 
 
-def _inside(areas: list[Any], tissue: np.ndarray, box: Box, lattice: Lattice) -> float:
-    """Part of a tile that lies inside the areas and on tissue, by a raster of points."""
-    steps = (np.arange(_POINTS) + 0.5) / _POINTS
-    y_px, x_px = np.meshgrid(box.y0 + steps * box.height, box.x0 + steps * box.width, indexing="ij")
-    fy, fx = lattice.l0_per_px
-    drawn = np.logical_or.reduce([points_inside(area, y_px * fy, x_px * fx) for area in areas])
-    rows, cols = ((v / CELL_PX).astype(int) for v in (y_px, x_px))
-    on = (rows < tissue.shape[0]) & (cols < tissue.shape[1])
-    drawn[~on] = False
-    drawn[on] &= tissue[rows[on], cols[on]]
-    return float(drawn.mean())
+def _covered(sums: np.ndarray, box: Box) -> float:
+    """Part of a tile that is tissue of the class; beyond the slide there is none."""
+    (y0, y1), (x0, x1) = (
+        (min(a // _FINE_PX, limit - 1), min(b // _FINE_PX, limit - 1))
+        for a, b, limit in ((box.y0, box.y1, sums.shape[0]), (box.x0, box.x1, sums.shape[1]))
+    )
+    return float(sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) * _FINE_PX**2 / box.area
 
 
 def _write(file: Path, pixels: np.ndarray) -> None:
