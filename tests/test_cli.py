@@ -221,12 +221,12 @@ def test_without_output_folder_each_slide_gets_one_here(slide: Path, tmp_path: P
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_bad_slide_does_not_stop_the_others(
-    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+    slide: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     bad = tmp_path / "bad.svs"
     bad.write_bytes(b"not a slide at all")
     assert _infer(bad, tmp_path / "missing.svs", slide, "-o", tmp_path / "out", *["--json"] * as_json) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert _names(tmp_path / "out" / "marks") == RESULTS
     assert not (tmp_path / "out" / "bad").exists()
     if as_json:

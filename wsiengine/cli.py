@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from wsiengine import __version__
-from wsiengine.stopping import EXIT_CODE, MESSAGE, stopping_soon
+from wsiengine.stopping import EXIT_CODE, STOPPED, stopping_soon
 
 COMMANDS = {
     "infer": "run a model over slides: map, annotations for QuPath, overlay",
@@ -45,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Any, args: argparse.Namespace) -> int:
     from wsiengine.terminal import make_display
 
+    message = getattr(command, "STOPPED", STOPPED)
     try:
-        with stopping_soon():
+        with stopping_soon(message):
             return int(command.run(args))
     except KeyboardInterrupt:
-        print(MESSAGE, file=sys.stderr)
+        print(message, file=sys.stderr)
         return EXIT_CODE
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away: nothing left to tell it

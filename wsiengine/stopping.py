@@ -14,14 +14,17 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 MESSAGE = "\nstopped  finished blocks are kept: run the same command again to go on."
+STOPPED = "\nstopped"  # by commands that keep nothing unfinished
 EXIT_CODE = 130
 _PATIENCE_S = 0.8
 _OVER = b"\0"  # no signal has the number 0
 
 
 @contextmanager
-def stopping_soon() -> Iterator[None]:
+def stopping_soon(message: str = MESSAGE) -> Iterator[None]:
     """While it lasts, Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` and end the process soon after, if it still runs.
+
+    ``message`` is printed where the process must be cut off; the caller prints it where the exception arrives.
 
     To be entered in the main thread.
     """
@@ -30,7 +33,7 @@ def stopping_soon() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _interrupt)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(reader, over), name="wsiengine-stop", daemon=True)
+    watcher = threading.Thread(target=_watch, args=(reader, over, message), name="wsiengine-stop", daemon=True)
     watcher.start()
     try:
         yield
@@ -44,12 +47,13 @@ def stopping_soon() -> Iterator[None]:
         os.close(reader)
 
 
-def _watch(reader: int, over: threading.Event) -> None:
+def _watch(reader: int, over: threading.Event, message: str) -> None:
     """Wait for a signal, give the main thread a moment, then end the process for it."""
     while not over.is_set():
         got = os.read(reader, 1)
         if got and got[0] in (signal.SIGINT, signal.SIGTERM) and not over.wait(_PATIENCE_S):
-            print(MESSAGE, file=sys.stderr, flush=True)
+            if message:
+                print(message, file=sys.stderr, flush=True)
             os._exit(EXIT_CODE)
 
 

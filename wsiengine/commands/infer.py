@@ -5,12 +5,17 @@ import os
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wsiengine.commands.arguments import add_drawing, add_mpp, fraction, memory, whole
-from wsiengine.errors import SlideNotFound
+from wsiengine.commands.arguments import add_drawing, add_mpp, fraction, memory, positive, whole
+from wsiengine.errors import SlideNotFound, WsiError
 from wsiengine.events import Event
+from wsiengine.models.precision import ASKED
+from wsiengine.stopping import MESSAGE as STOPPED  # noqa: F401  (what the command line says after Ctrl-C)
 from wsiengine.terminal import Display, make_display
+
+if TYPE_CHECKING:
+    from wsiengine.isolation import Reporter
 
 SLIDE_SUFFIXES = [
     ".svs",
@@ -29,6 +34,8 @@ SLIDE_SUFFIXES = [
     ".png",
     ".jpg",
     ".jpeg",
+    ".pgm",
+    ".ppm",
     ".zvi",
 ]
 
@@ -58,9 +65,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="tiles",
         help="run each tile, or read windows off one run per block (cheaper at high overlap; default: tiles)",
     )
+    run.add_argument(
+        "--precision",
+        choices=ASKED,
+        default="fp32",
+        help="number format of the model; auto: the fastest that keeps the answers (default: fp32)",
+    )
     run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="what runs the model")
     run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
     run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
+    run.add_argument(
+        "--patience",
+        type=positive,
+        default=1800.0,
+        metavar="S",
+        help="of several slides, give one up that shows no progress for so many seconds (default: 1800)",
+    )
     run.add_argument(
         "--on-bad-tile",
         choices=("fail", "skip"),
@@ -83,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
     if not slides:
         return 1
     folders = output_folders(slides, args.output)
-    rows = []
-    for slide, folder in zip(slides, folders, strict=True):
-        rows.append((slide, *_one(slide, folder, args, display)))
+    pairs = list(zip(slides, folders, strict=True))
+    outcomes = _isolated(args, pairs, display) if len(pairs) > 1 and not args.debug else _in_turn(args, pairs, display)
+    rows = [(slide, *outcome) for slide, outcome in zip(slides, outcomes, strict=True)]
     named = [{"slide": row[0], "output": str(folder), "ok": row[1]} for row, folder in zip(rows, folders, strict=True)]
     display(Event("summary", {"slides": named}))
     if len(rows) > 1:
@@ -93,8 +113,51 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(ok for _, ok, _ in rows) and not missing else 1
 
 
-def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -> tuple[bool, str]:
+def _isolated(args: argparse.Namespace, pairs: Sequence[tuple[str, Path]], display: Display) -> list[tuple[bool, str]]:
+    """All slides in a process of their own, so that one which ends it costs no other → outcome of each."""
+    from wsiengine.isolation import Task, run_isolated
+
+    def failed(pair: tuple[str, Path], error: WsiError) -> tuple[bool, str]:
+        display.error(error, slide=Path(pair[0]).name)
+        return False, error.message
+
+    def note(pair: tuple[str, Path], text: str) -> None:
+        display(Event("note", {"text": f"{Path(pair[0]).name}: {text}"}))
+
+    return run_isolated(pairs, Task(_in_child, args, args.patience), failed, note)
+
+
+def _in_child(args: argparse.Namespace, pairs: Sequence[tuple[str, Path]], reporter: "Reporter") -> None:
+    _in_turn(args, pairs, make_display(quiet=args.quiet, as_json=args.json), reporter)
+
+
+def _in_turn(
+    args: argparse.Namespace,
+    pairs: Sequence[tuple[str, Path]],
+    display: Display,
+    reporter: "Reporter | None" = None,
+) -> list[tuple[bool, str]]:
+    """Run one slide after the other, telling ``reporter`` of each → outcome of each."""
+    outcomes = []
+    for pair in pairs:
+        if reporter is not None:
+            reporter.begun(pair)
+        outcomes.append(_one(*pair, args, display, reporter))
+        if reporter is not None:
+            reporter.ended(pair, outcomes[-1])
+    return outcomes
+
+
+def _one(
+    slide: str, folder: Path, args: argparse.Namespace, display: Display, reporter: "Reporter | None"
+) -> tuple[bool, str]:
     """Run one slide → (whether it went well, in a few words)."""
+
+    def listener(event: Event) -> None:
+        if reporter is not None:
+            reporter.alive()
+        display(event)
+
     from wsiengine.inference import infer
     from wsiengine.wording import summary_words
 
@@ -102,7 +165,7 @@ def _one(slide: str, folder: Path, args: argparse.Namespace, display: Display) -
     try:
         if not args.quiet:
             _notice(args.model, display)
-        result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=display, **_options(args))
+        result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=listener, **_options(args))
         return not result.summary.get("unreadable_tiles"), summary_words(result.summary)
     except BrokenPipeError:  # not the slide's fault: nobody listens any more
         raise
@@ -119,13 +182,14 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     from wsiengine.inference import Outputs
 
     return {
-        "outputs": Outputs(args.smoothing or 0.0, None, args.min_area or 0.0, args.tiles),
+        "outputs": Outputs(args.smoothing or 0.0, None, args.min_area or 0.0, args.tiles, args.classes),
         "overlap": args.overlap,
         "batch_size": args.batch_size,
         "threshold": args.threshold,
         "region": args.region,
         "tissue": args.tissue,
         "mode": args.mode,
+        "precision": args.precision,
         "mpp": args.mpp,
         "device": args.device,
         "threads": args.threads,

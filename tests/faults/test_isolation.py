@@ -1,0 +1,152 @@
+"""A reader that crashes or hangs costs its own slide; the others are finished and the exit code tells."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import COMMAND, contents, environment
+from wsiengine.cli import main
+
+# Planted in the children: reading level 0 of a slide ends or holds up the process, as a fault in a C library would.
+FAULTS = """
+import ctypes, os, signal, time
+import wsiengine.slides.direct as direct
+original = direct.DirectReader.read_into
+def read_into(self, level, box, out):
+    name = os.path.basename(self._source.path)
+    if name.startswith("crash") and box.x0 > 600:
+        ctypes.string_at(0)
+    if name.startswith("once") and not os.path.exists(self._source.path + ".tried"):
+        open(self._source.path + ".tried", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("hang"):
+        time.sleep(600)
+    return original(self, level, box, out)
+direct.DirectReader.read_into = read_into
+"""
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(FAULTS)
+    monkeypatch.syspath_prepend(folder)
+
+
+def slides(slide: Path, folder: Path, *names: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.svs").write_bytes(slide.read_bytes())
+    return [str(folder / f"{name}.svs") for name in names]
+
+
+def infer(*arguments: object) -> int:
+    return main(["infer", *map(str, arguments), "-m", "planted", "--threads", "1"])
+
+
+def same(folder: Path, wanted: dict[str, bytes]) -> bool:
+    return contents(folder) == wanted
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_crash_is_an_error_of_that_slide(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    named = slides(slide, tmp_path / "in", "a", "crash", "once", "z")
+    assert infer(*named, "-o", tmp_path / "out") == 1
+    seen = capfd.readouterr()
+    assert "error    crash.svs: The process that read the slide ended by SIGSEGV." in seen.err
+    assert "try      the file is damaged" in seen.err
+    assert "note     crash.svs: The process that read the slide ended by SIGSEGV. It is tried again." in seen.out
+    assert "note     once.svs: The process that read the slide ended by SIGKILL. It is tried again." in seen.out
+    assert "summary  3 of 4 slides finished" in seen.out
+    for name in ("a", "once", "z"):
+        assert same(tmp_path / "out" / name, wanted)
+    assert not (tmp_path / "out" / "crash" / "run.json").exists()
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_hang_is_given_up(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    named = slides(slide, tmp_path / "in", "hang", "z")
+    assert infer(*named, "-o", tmp_path / "out", "--patience", "8", "--json") == 1
+    records = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    [error] = [r for r in records if r["event"] == "error"]
+    assert error["message"] == "There was no progress for 8 s: the slide was given up."
+    assert [slide["ok"] for slide in records[-1]["slides"]] == [False, True]
+    assert same(tmp_path / "out" / "z", wanted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.usefixtures("planted")
+def test_stopping_the_command_stops_its_process(slide: Path, tmp_path: Path, number: signal.Signals) -> None:
+    named = slides(slide, tmp_path / "in", "hang", "z")
+    paths = os.pathsep.join([str(tmp_path / "site"), environment()["PYTHONPATH"]])
+    process = subprocess.Popen(
+        [*COMMAND, *named, "-o", str(tmp_path / "out")],
+        env=environment(PYTHONPATH=paths),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "out" / "hang" / ".work" / "lock").exists():
+        assert time.monotonic() < until
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = _children(process.pid)
+    assert len(children) == 1
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    if number == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 130
+        assert errors == "\nstopped  finished blocks are kept: run the same command again to go on.\n"
+    until = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < until, "the child outlived the command"
+        time.sleep(0.05)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_without_a_fault_it_is_one_process_and_the_same_bytes(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    original = subprocess.Popen
+
+    def popen(command: list[str], *args: object, **kwargs: object) -> object:
+        started.append(command)
+        return original(command, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("wsiengine.isolation.subprocess.Popen", popen)
+    assert infer(*slides(slide, tmp_path / "in", "a", "b", "c"), "-o", tmp_path / "out") == 0
+    assert len(started) == 1
+    assert all(same(tmp_path / "out" / name, wanted) for name in "abc")
+
+
+def test_nobody_listens_any_more(slide: Path, tmp_path: Path) -> None:
+    named = slides(slide, tmp_path / "in", "a", "b")
+    command = " ".join(f"'{word}'" for word in [*COMMAND, *named, "-o", str(tmp_path / "out")])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert sys.executable in command
