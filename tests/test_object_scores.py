@@ -1,5 +1,6 @@
 """The measures of the GlaS challenge: by hand, by property, and against a plain reading of the paper."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from tests.models import segmenters
 from tests.models.segmenters import GLAND, RIM
+from wsiengine.cli import main
 from wsiengine.errors import WsiError
 from wsiengine.evaluating_objects import DrawnImage, drawn_objects, filled, find_in_image, score_segmenter
 from wsiengine.geometry import Size
@@ -187,3 +189,57 @@ def test_masks_of_numbers_and_of_one_value(tmp_path: Path) -> None:
     numbers[10:13, 12:15] = 9  # a slip of the pen
     cv2.imwrite(str(tmp_path / "one.png"), np.where(numbers > 0, 255, 0).astype(np.uint8))
     assert drawn_objects(tmp_path / "one.png", (16, 19)).max() == 1
+
+
+# --- as a command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    segmenters.planted(tmp_path / "model")
+    _write(tmp_path, "one", [(20, 20, 40), (100, 60, 48)])
+    _write(tmp_path, "two", [(60, 120, 60)])
+    rows = ["file,mask,split,grade,mpp", "one.png,one.mask.png,a,plain,1", "two.png,two.mask.png,b,odd,1"]
+    (tmp_path / "labels.csv").write_text("\n".join([*rows, "one.png,,b,no mask,1"]))
+    return tmp_path
+
+
+def test_the_command_prints_the_measures(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "-m", str(labelled / "model"), "--data", str(labelled), "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:5] for line in lines[2:]] == [
+        ["all", "2", "3", "3", "1.000"],
+        ["mean", "of", "images", "1.000", lines[3].split()[4]],
+        ["odd", "1", "1", "1", "1.000"],
+        ["plain", "1", "2", "2", "1.000"],
+    ]
+    command = ["evaluate", "-m", str(labelled / "model"), "--data", str(labelled), "--where", "split=a", "--json"]
+    assert main([*command, "-o", str(labelled / "report")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["all"]["drawn"]) == (1, 2)
+    assert json.loads((labelled / "report" / "report.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("table", "extra", "words"),
+    [
+        ("file,mask\none.png,one.mask.png", [], "µm/px of one.png is missing"),
+        ("file,mask,mpp\none.png,one.mask.png,wide", [], "mpp is a number"),
+        ("file,class\none.png,x", [], "no column mask"),
+        ("file,mask,mpp\nthree.png,one.mask.png,1", [], "three.png, which is not there"),
+        ("file,mask,mpp\none.png,one.mask.png,1", ["--where", "split=a"], "no column split"),
+        ("file,mask,mpp\none.png,one.mask.png,1", ["--where", "file=two.png"], "no row"),
+        ("file,mask,mpp\none.png,one.mask.png,1", ["--where", "file"], "says nothing"),
+        ("file,mask,mpp\none.png,two.mask.png,1", [], "the mask"),
+    ],
+)
+def test_bad_labels_get_words(
+    labelled: Path, table: str, extra: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (labelled / "labels.csv").write_text(table)
+    cv2.imwrite(str(labelled / "two.mask.png"), np.zeros((5, 5), np.uint8))
+    command = ["evaluate", "-m", str(labelled / "model"), "--data", str(labelled), "--threads", "1", *extra]
+    assert main(command) != 0
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error

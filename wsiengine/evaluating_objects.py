@@ -3,7 +3,8 @@
 The measures are in :mod:`wsiengine.object_scores`; found objects are the outlines that a user gets, filled in.
 """
 
-from collections.abc import Callable, Sequence
+import csv
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,55 @@ def score_segmenter(
             for group in groups
         },
     }
+
+
+def read_drawn(
+    data: Path, *, where: Mapping[str, str] | None = None, mpp_yx: tuple[float, float] | None = None
+) -> list[DrawnImage]:
+    """Images with drawn objects, from a ``labels.csv`` with the columns ``file`` and ``mask``.
+
+    ``mpp`` (µm per pixel) and ``class`` or ``grade`` (what images are grouped by) are used where they are there; rows
+    without a mask are left out.
+
+    Args:
+        data: The table, or its folder.
+        where: Column → value that a row must have.
+        mpp_yx: µm per pixel down and across, instead of what the table says.
+
+    Raises:
+        WsiError: No table, a column or file missing, µm/px unknown, or no row left.
+    """
+    table = data if data.is_file() else data / "labels.csv"
+    if not table.is_file():
+        raise WsiError(f"{table} is missing", hint="give the folder of a labels.csv with the columns file and mask")
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        rows = list(reader)
+    missing = {"file", "mask", *(where or {})} - set(reader.fieldnames or ())
+    if missing:
+        raise WsiError(
+            f"{table} has no column {' and '.join(sorted(missing))}",
+            hint=f"it has {', '.join(reader.fieldnames or ())}",
+        )
+    chosen = [row for row in rows if row["mask"] and all(row[k] == v for k, v in (where or {}).items())]
+    if not chosen:
+        raise WsiError(f"no row of {table} is left to evaluate", hint="check --where, and that masks are named")
+    return [_drawn(table, row, mpp_yx) for row in chosen]
+
+
+def _drawn(table: Path, row: Mapping[str, str], mpp_yx: tuple[float, float] | None) -> DrawnImage:
+    image, mask = table.parent / row["file"], table.parent / row["mask"]
+    for file in (image, mask):
+        if not file.is_file():
+            raise WsiError(f"{table} names {file.name}, which is not there", hint="correct the row")
+    try:
+        said = float(row.get("mpp") or "nan")
+    except ValueError:
+        raise WsiError(f"{table}: µm/px of {row['file']} is {row['mpp']!r}", hint="mpp is a number") from None
+    own = mpp_yx or (said, said)
+    if not 0.05 <= min(own) <= max(own) <= 20:
+        raise WsiError(
+            f"{table}: µm/px of {row['file']} is missing or absurd: needed 0.05 to 20",
+            hint="add a column mpp, or give --source-mpp",
+        )
+    return DrawnImage(image, mask, own, row.get("class") or row.get("grade") or "")

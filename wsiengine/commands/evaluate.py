@@ -16,6 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--map", action="append", default=[], metavar="LABEL=CLASS", help="this label of the data means this class"
     )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="of a segmenter: these rows of labels.csv only",
+    )
     parser.add_argument("--folds", metavar="0,1", help="evaluate these folds only")
     parser.add_argument("--rule", default="average", help="how tiles join: sum, vote, average, exist, exist-3")
     parser.add_argument(
@@ -40,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     import os
     from dataclasses import replace
 
+    from wsiengine.errors import WsiError
     from wsiengine.evaluating import choose, draw, report, score_images, table_lines
     from wsiengine.models.registry import load_model
     from wsiengine.models.session import open_runtime
@@ -47,6 +55,12 @@ def run(args: argparse.Namespace) -> int:
     from wsiengine.training.tables import read_labels
 
     card = load_model(args.model)
+    if card.task == "segment":
+        from wsiengine.commands import evaluate_objects
+
+        return evaluate_objects.run(args, card)
+    if args.where:
+        raise WsiError(f"--where chooses rows for a segmenter; {card.name} is a {card.task} model", hint="use --folds")
     folder = args.data.parent if args.data.is_file() else args.data
     fields = read_labels(folder, merge=_merge(args.map), mpp=args.source_mpp[0] if args.source_mpp else None)
     if args.source_mpp:

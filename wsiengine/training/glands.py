@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -33,7 +33,7 @@ WEIGHTS = "weights/mobilenet_v2_1.0_224_int8_ptq.tflite"
 _BAND_UM = 3.0  # the contour's band reaches as far to either side of a gland's border
 _CHECKPOINT_EVERY = 100
 _ZOOM = (0.7, 1.4)
-_WHITE_SHARE = 0.25
+_WHITE_SHARE = 0.3
 """Part of the tiles that end in white, as a slide does, where the field ends; the others go on mirrored."""
 
 
@@ -111,8 +111,11 @@ class Sampler:
         fields = self._sets[not (rng.random() < self._recipe.glas_share or not self._sets[1])]
         drawn = fields[int(rng.integers(len(fields)))]
         side = self._recipe.side_px
-        view = random_view(rng, drawn.image.shape, side, _ZOOM)
-        tile, truth = _cut(drawn, view, side, white=rng.random() < _WHITE_SHARE)
+        view, white = random_view(rng, drawn.image.shape, side, _ZOOM), rng.random() < _WHITE_SHARE
+        if white:  # centred anywhere, so that up to three quarters lie beyond the field
+            rows, cols = drawn.image.shape[:2]
+            view = replace(view, centre_y=rng.uniform(0, rows), centre_x=rng.uniform(0, cols))
+        tile, truth = _cut(drawn, view, side, white=white)
         return degrade(rng, colour(rng, tile, drawn.stain, self._stains)), truth
 
 
