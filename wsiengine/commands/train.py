@@ -77,6 +77,8 @@ def _words(row: Any) -> str:
     parts = []
     if "class_loss" in row:
         parts += [f"loss {row['class_loss']:.3f}", f"right {row['accuracy']:.0%}"]
+    elif "loss" in row:
+        parts.append(f"loss {row['loss']:.3f}")
     if "validation" in row:
         parts.append(f"validation {row['validation']['balanced_accuracy']:.3f}")
     return " · ".join(parts)

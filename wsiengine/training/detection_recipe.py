@@ -36,9 +36,12 @@ from wsiengine.training.detection_card import resource, write_card
 from wsiengine.training.detection_data import Augment, Sample, load_sample, normalised_sample
 from wsiengine.training.detection_export import export_network
 from wsiengine.training.detection_loop import Lesson, Schedule, fit
+from wsiengine.training.loop import Progress
 from wsiengine.training.rcnn import RcnnDetector, RcnnNet
 from wsiengine.training.rcnn_training import rcnn_lesson
+from wsiengine.training.report import draw_curves
 
+_CURVES = (("loss", (213, 94, 0), lambda row: row.get("loss")),)
 NETWORKS = ("centre", "faster_rcnn", "mask_rcnn")
 _CELL_PX = 32
 
@@ -112,14 +115,23 @@ def _check_kind(file: Path, name: str, value: Any, usual: Any) -> None:
     raise WsiError(f"the recipe {file}: {name} is {value!r}, needed {wanted}")
 
 
-def run(recipe: Path, data: Path, out: Path, *, say: Callable[[str], None] = print) -> Path:
+def run(
+    recipe: Path,
+    data: Path,
+    out: Path,
+    *,
+    say: Callable[[str], None] = print,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> Path:
     """Train, test on the held-out fold, export.
 
     Args:
         recipe: A recipe file of a detector.
         data: The annotated images, in any format of :mod:`wsiengine.datasets.reading`.
-        out: Where to: ``training/`` (resumed if there), the model's files and ``report.json``.
+        out: Where to: ``training/`` (resumed if there), the model's files, ``report.json``, ``report.md`` and
+            ``curves.png``.
         say: Told in a line what happens.
+        tell: Told of every iteration.
 
     Returns:
         The model's folder, ready for ``--model``.
@@ -135,12 +147,11 @@ def run(recipe: Path, data: Path, out: Path, *, say: Callable[[str], None] = pri
     samples = [prepared(row, own) for row in trained.images]
     lesson = _lesson(own, len(found.classes), samples)
     schedule = Schedule(own.iterations, own.rate, own.head_rate, seed=own.seed, threads=own.threads)
-    fitted = fit(lesson, schedule, out / "training")
+    fitted = fit(lesson, schedule, out / "training", tell)
     detector = _detector(fitted)
     figures = score(detector, tested, [prepared(row, own) for row in tested.images])
     export_detector(detector, out / "model.onnx", own.side_px)
-    report = {"recipe": own.__dict__, "held_out": figures, "classes": list(found.classes)}
-    (out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _report(out, own, (trained, tested), figures)
     largest = largest_side(samples)
     write_card(out / "card.json", _card(own, found, trained, figures, (largest, out)))
     for name, of_class in figures.items():
@@ -154,6 +165,33 @@ def prepared(row: Annotated, own: DetectionRecipe) -> Sample:
     if own.mpp is None:
         return load_sample(row)
     return normalised_sample(row, parse_recipe(list(own.normalise)), own.mpp)
+
+
+def _report(out: Path, own: DetectionRecipe, sides: tuple[DetectionSet, DetectionSet], figures: dict[str, Any]) -> None:
+    said = {"recipe": own.__dict__, "held_out": figures, "classes": list(sides[0].classes)}
+    (out / "report.json").write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    log = (out / "training" / "log.jsonl").read_text(encoding="utf-8")
+    draw_curves([json.loads(line) for line in log.splitlines()], out / "curves.png", _CURVES)
+    trained, tested = ({row.case for row in side.images} for side in sides)
+    lines = [
+        f"# {own.name}",
+        "",
+        f"{own.network} on {own.backbone}, {own.iterations} iterations of {own.batch} crops of {own.side_px} px; seed "
+        f"{own.seed}. Trained on {len(sides[0].images)} images of {len(trained)} cases ({sides[0].objects} objects), "
+        f"tested on {len(sides[1].images)} images of {len(tested)} other cases.",
+        "",
+        "![loss over iterations](curves.png)",
+        "",
+        "| held out | objects | AP at IoU 0.5 | 95 % by cases | "
+        + " | ".join(f"found at {f} FPPI" for f in FPPI)
+        + " |",
+        "|---" * (4 + len(FPPI)) + "|",
+    ]
+    for name, of_class in figures.items():
+        low, high = of_class["ap50_interval_95"]
+        found = " | ".join(str(v) for v in of_class["sensitivity_at_fppi"].values())
+        lines.append(f"| {name} | {of_class['objects']} | {of_class['ap50']} | {low}–{high} | {found} |")
+    (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def largest_side(samples: list[Sample]) -> float:
