@@ -15,7 +15,7 @@ def run(args: argparse.Namespace, card: Card) -> int:
     from wsiengine.output import make_folder
 
     images = read_drawn(args.data, where=_where(args.where), mpp_yx=args.source_mpp)
-    options = {"device": args.device, "threads": args.threads}
+    options = {"device": args.device, "threads": args.threads, "precision": args.precision}
     found = score_segmenter(images, args.model, **options)
     if args.output:
         make_folder(args.output)
