@@ -57,7 +57,7 @@ class Run:
     found: DetectionSet
     backbone: Path
     out: Path
-    iterations: int = 180
+    iterations: int = 150
     areas: bool = True
     threads: int = 1
 
