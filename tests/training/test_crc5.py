@@ -14,6 +14,7 @@ from wsiengine.models.runtime import Runtime
 from wsiengine.training import cells, export, figures, loop, release, scoring, validate
 from wsiengine.training.crc5 import RECIPE
 from wsiengine.training.data import read_fields
+from wsiengine.training.decision import MiddleRule
 
 SHORT = {"iterations": 4, "batches": (4, 2), "sides_px": (64, 96), "frozen_blocks": 1, "threads": 1}
 TINY = replace(RECIPE, folds=(1,), **SHORT)
@@ -91,22 +92,32 @@ def test_scores_go_to_a_file_and_back(fields, small, trained, tmp_path):
         scoring.load_scores([tmp_path / "a.npz", tmp_path / "a.npz"], fields)
 
 
-def test_the_bundle_is_a_model_that_the_engine_runs(fields, small, trained, tmp_path):
-    tiles, windows = validate.score_run(trained, fields, {0}, {"ebhi", "glas", "lc25000"})
-    tiles.save(tmp_path / "a.npz")
-    windows.save(tmp_path / "a.windows.npz")
-    found = release.gather(fields, TINY, [tmp_path / "a.npz"], [])
-    release.write_model(trained, tmp_path / "model", found)
+@pytest.mark.parametrize("name", ["crc5", "crc5-ebhi"])
+def test_the_bundle_is_a_model_that_the_engine_runs(name, fields, small, trained, tmp_path):
+    sources = ("ebhi",) if name == "crc5-ebhi" else TINY.sources
+    recipe, bundle = replace(TINY, sources=sources), release.BUNDLES[name]
+    network = MiddleRule(0.2, 1.0).built_in(loop.load_trained(trained))
+    splits = {"without-glas": {"rule": {"glas": {"balanced_accuracy": 0.6}}}}
+    found = release.gather(network, recipe, fields, None, splits)
+    assert {f["cases"] for f in found["held_out"]["image"].values()} <= {3, 2, 8}
+    release.write_model(network, recipe, bundle, tmp_path / "model", found)
     card = load_card(tmp_path / "model" / "card.json")
     assert [c.name for c in card.map_classes] == ["Normal", "Adenoma", "Adenocarcinoma"]
-    assert card.classes[2].evidence["cases_tested"] == 0
+    assert len(card.classes) == (3 if name == "crc5-ebhi" else 5)
+    if name == "crc5":
+        assert card.classes[2].evidence["cases_tested"] == 0
     assert "--folds 1" in card.training_command
-    pixels = np.random.default_rng(0).integers(0, 256, (224, 448, 3), dtype=np.uint8)
-    scores = Runtime(card, device="cpu").scores(pixels, np.array([[0, 0], [0, 224]]))
-    network = export.widened(loop.load_trained(trained))
-    logits, epithelium = loop.predictor(network)(np.stack([pixels[:, :224], pixels[:, 224:]]))
-    np.testing.assert_allclose(scores[:, :2], logits[:, :2], atol=1e-4)
-    np.testing.assert_allclose(scores[:, 5], epithelium, atol=1e-4)
+    assert ("--sources ebhi" in card.training_command) == (name == "crc5-ebhi")
+    assert "0.6 on glas" in card.description
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 672, 3), dtype=np.uint8)
+    pixels[:, :448, 1] //= 3  # pink
+    pixels[:, 448:] = pixels[:, 448:] // 3 + np.array([150, 90, 20], np.uint8)  # brown
+    scores = Runtime(card, device="cpu").scores(pixels, np.array([[0, 0], [0, 224], [0, 448]]))
+    logits, epithelium = release.shipped(export.widened(network))(np.stack(np.split(pixels, 3, axis=1)))
+    np.testing.assert_allclose(scores[:, :2], logits[:, :2], atol=2e-4)
+    np.testing.assert_allclose(scores[:, -1], epithelium, atol=1e-4)
+    assert np.abs(logits[0]).max() > 1e-3
+    assert (logits[2] == 0).all()  # another stain: nothing is said
 
 
 def _scores(fields, logits, epithelium, drawn):

@@ -13,6 +13,7 @@ that it goes into the weights of the class head.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,8 +47,7 @@ class MiddleRule:
 
     def built_in(self, network: CellNet) -> CellNet:
         """A copy of the network that says what the rule makes of its scores."""
-        copy = type(network)(network.head.out_channels, network.width, network.kind)
-        copy.load_state_dict(network.state_dict())
+        copy = deepcopy(network)
         matrix = torch.from_numpy(self.matrix)
         with torch.no_grad():
             assert copy.head.bias is not None

@@ -1,27 +1,41 @@
 """Makes the folder of a bundled model from a training: ONNX file, card and figures::
 
-python -m wsiengine.training.release --run RUN --figures figures.json --to wsiengine/models/zoo/crc5
+    python -m wsiengine.training.release crc5 --run SPLITS/fold0 --data DIR --out-of-fold SPLITS/fold1.npz … \\
+        --splits splits.json --to wsiengine/models/zoo/crc5
+
+The figures of held-out fields are those of the network as it is shipped: with the rule for the middle class and the
+rule for other stains, and with its temperature.
 """
 
 import argparse
 import json
 import math
 import shlex
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from wsiengine.classes import COLOURS
+from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import RECIPE
-from wsiengine.training.data import CLASSES, MPP_YX, POLYP, Field, read_fields
+from wsiengine.training.data import CLASSES, MPP_YX, POLYP, Field, check_leak, read_fields
+from wsiengine.training.decision import MiddleRule
 from wsiengine.training.export import export_onnx
 from wsiengine.training.figures import GATE_MINIMUM, best_temperature, false_diagnosis, uncertain_below
-from wsiengine.training.loop import Recipe, load_trained
-from wsiengine.training.mobilenet import CELL_OFFSET_PX, STRIDE_PX
-from wsiengine.training.scoring import TILE_PX, load_scores
+from wsiengine.training.loop import load_trained
+from wsiengine.training.mobilenet import CELL_OFFSET_PX
+from wsiengine.training.other_stain import StainRule, remaining_say, silence_other_stains
+from wsiengine.training.schedule import Recipe
+from wsiengine.training.scoring import TILE_PX, Predict, Scores, load_scores, negative_windows, score
 from wsiengine.training.validate import summary
 
-VERSION = "1.0"
+VERSION = "1.1"
+STAINS = StainRule(1.55, 1.65)
+"""0.5 % of the cells of H&E-stained training tissue (folds 1 to 4) exceed the first."""
 GRADES = ("Adenocarcinoma well", "Adenocarcinoma moderate", "Adenocarcinoma poor")
 _FINDING = {
     "Adenocarcinoma moderate": "moderately differentiated",
@@ -37,39 +51,85 @@ _UNGRADED = (
 )
 _INTENDED = (
     "Research on H&E-stained colorectal tissue. Not a medical device, not for diagnosis. The evidence comes from gland "
-    "fields of three laboratories; other tissue, stains and scanners were hardly seen, and normal mucosa and adenoma "
-    "of another laboratory are easily confused (docs/crc5.md). It recognises neither immunohistochemistry nor other "
-    "organs for what they are."
+    "fields of {labs}; other tissue, stains and scanners were hardly seen, and normal mucosa and adenoma "
+    "of another laboratory are easily confused (docs/crc5.md). It does not "
+    "know other organs for what they are; brown immunohistochemistry becomes uncertain."
 )
-_LICENCE = "research use only"
 
 
-def write_model(run: Path, folder: Path, figures: dict[str, Any]) -> None:
-    """Write ``crc5.onnx``, ``figures.json`` and ``card.json``.
+@dataclass(frozen=True)
+class Bundle:
+    """What tells the bundled models apart.
+
+    Attributes:
+        name: Of the model.
+        rows: Class of the file -> trained class and constant added to its logit.
+        names: Classes of the file.
+        licence: In a word.
+        intended_use: In sentences.
+    """
+
+    name: str
+    rows: tuple[tuple[int, float], ...]
+    names: tuple[str, ...]
+    licence: str
+    intended_use: str
+
+
+BUNDLES = {
+    "crc5": Bundle(
+        "crc5", ROWS, (*CLASSES[:2], *GRADES), "research use only", _INTENDED.format(labs="three laboratories")
+    ),
+    "crc5-ebhi": Bundle(
+        "crc5-ebhi",
+        tuple((i, 0.0) for i in range(len(CLASSES))),
+        CLASSES,
+        "CC BY 4.0 (training images: EBHI-Seg)",
+        _INTENDED.format(labs="one laboratory"),
+    ),
+}
+
+
+def shipped(network: CellNet) -> Predict:
+    """What the file says: :func:`wsiengine.training.loop.predictor` with the rule for other stains."""
+
+    def predict(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            cam, gate = network(torch.from_numpy(tiles).permute(0, 3, 1, 2))
+        say = np.stack([remaining_say(tile, STAINS) for tile in tiles])[:, None]
+        return (cam.numpy() * say).mean(axis=(2, 3)), gate.sigmoid().mean(dim=(1, 2)).numpy()
+
+    return predict
+
+
+def write_model(network: CellNet, recipe: Recipe, bundle: Bundle, folder: Path, figures: dict[str, Any]) -> None:
+    """Write the ONNX file, ``figures.json`` and ``card.json``.
 
     Args:
-        run: The training's folder.
+        network: What was trained, with its rule for the middle class.
+        recipe: How.
+        bundle: Which model.
         folder: The model's folder.
         figures: What :func:`gather` found.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe.read(run / "recipe.json")
-    export_onnx(load_trained(run), folder / "crc5.onnx", rows=ROWS, temperature=figures["temperature"])
+    file = folder / f"{bundle.name}.onnx"
+    export_onnx(network, file, rows=bundle.rows, temperature=figures["temperature"])
+    silence_other_stains(file, STAINS)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = json.dumps(card(recipe, figures, folder), indent=2, ensure_ascii=False)
+    text = json.dumps(card(recipe, bundle, figures, folder), indent=2, ensure_ascii=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")
 
 
-def card(recipe: Recipe, figures: dict[str, Any], folder: Path) -> dict[str, Any]:
+def card(recipe: Recipe, bundle: Bundle, figures: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Card v1 of the model whose files lie in ``folder``."""
-    names = (*CLASSES[:2], *GRADES)
     return {
         "schema_version": 1,
-        "name": "crc5",
+        "name": bundle.name,
         "version": VERSION,
         "task": "classify",
-        "description": _description(figures),
-        "classes": [_class(name, figures) for name in names],
+        "description": _description(recipe, figures),
+        "classes": [_class(name, figures) for name in bundle.names],
         "input": {"size_px": TILE_PX, "mpp": recipe.mpp, "layout": "NHWC", "dtype": "uint8", "range": [0, 255]},
         "recipe": [],
         "outputs": {"scores": "logits", "gate": "epithelium", "cam": "cam", "gate_map": "epithelium_map"},
@@ -79,35 +139,45 @@ def card(recipe: Recipe, figures: dict[str, Any], folder: Path) -> dict[str, Any
         "dense": {"block_px": 1024, "halo_px": 96, "offset_px": CELL_OFFSET_PX},
         "gate": {"minimum": GATE_MINIMUM, "otherwise": "No epithelium"},
         "uncertain": {"below": figures["uncertain"]["below"], "name": "Uncertain"},
-        "resources": [_resource(folder / name) for name in ("crc5.onnx", "figures.json")],
+        "resources": [_resource(folder / name) for name in (f"{bundle.name}.onnx", "figures.json")],
         "precision": {"weights": "float16 (backbone)", "arithmetic": "float32", "against_torch": "1e-4 in logits"},
-        "licence": _LICENCE,
-        "terms": "LICENSES/crc5.txt",
-        "intended_use": _INTENDED,
+        "licence": bundle.licence,
+        "terms": f"LICENSES/{bundle.name}.txt",
+        "intended_use": bundle.intended_use,
         "training_command": command(recipe),
     }
 
 
 def command(recipe: Recipe) -> str:
-    """The command that trains again."""
-    words = ["python", "-m", "wsiengine.training.crc5", "--data", "DIR", "--out", "RUN"]
+    """The command that trains again, on views drawn by ``python -m wsiengine.training.views --data DIR --to VIEWS``."""
+    words = ["python", "-m", "wsiengine.training.crc5", "--data", "DIR", "--views", "VIEWS", "--out", "RUN"]
     words += ["--folds", ",".join(map(str, recipe.folds))]
-    if recipe.sources != RECIPE.sources:
+    if set(recipe.sources) != set(RECIPE.sources):
         words += ["--sources", ",".join(recipe.sources)]
     words += ["--iterations", str(recipe.iterations), "--seed", str(recipe.seed), "--threads", str(recipe.threads)]
     return shlex.join(words)
 
 
-def _description(figures: dict[str, Any]) -> str:
+def _description(recipe: Recipe, figures: dict[str, Any]) -> str:
     found = figures["held_out"]["image"]["all"]
     low, high = found["interval_95"]
-    scales = ", ".join(f"{name} {y} × {x}" for name, (y, x) in MPP_YX.items())
+    scales = ", ".join(f"{name} {MPP_YX[name][0]} × {MPP_YX[name][1]}" for name in recipe.sources)
     return (
         "Normal, adenoma and adenocarcinoma in H&E-stained colorectal tissue; MobileNetV2, fine-tuned. "
         f"Held-out balanced accuracy of images {found['balanced_accuracy']} (95 % by cases {low}–{high}; "
-        f"{found['rows']} images of {found['cases']} cases, {figures['split']}). "
+        f"{found['rows']} images of {found['cases']} cases, {figures['split']}){_elsewhere(figures)}. "
         f"µm/px taken for the training sets (down × across), measured against GlaS: {scales}."
     )
+
+
+def _elsewhere(figures: dict[str, Any]) -> str:
+    """The same training on laboratories that it did not see."""
+    found = []
+    for title, both in figures.get("splits", {}).items():
+        if title.startswith(("without-", "only-")):
+            rule = {source: f for source, f in both["rule"].items() if source != "all"}
+            found += [f"{f['balanced_accuracy']} on {source} ({title})" for source, f in rule.items()]
+    return f"; on laboratories that the same training did not see: {', '.join(found)}" if found else ""
 
 
 def _class(name: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -133,32 +203,36 @@ def _resource(file: Path) -> dict[str, str]:
     return {"file": file.name, "sha256": sha256(file.read_bytes()).hexdigest()}
 
 
-def gather(fields: list[Field], recipe: Recipe, held_out: list[Path], out_of_fold: list[Path]) -> dict[str, Any]:
+def gather(
+    network: CellNet, recipe: Recipe, fields: list[Field], siblings: Scores | None, splits: dict[str, Any]
+) -> dict[str, Any]:
     """All that the card says about evidence.
 
     Args:
-        fields: All labelled fields.
-        recipe: Of the network to be bundled.
-        held_out: Its scores of fields that it was not trained on.
-        out_of_fold: Scores by sibling networks of the fields that it *was* trained on; they set the temperature and the
-            uncertain rule. Empty: neither is set.
+        network: To be bundled, with its rule for the middle class.
+        recipe: Of that network.
+        fields: All labelled fields; those of its sets outside its folds are scored.
+        siblings: Scores by sibling networks of the fields that it *was* trained on, with the rule; they set temperature
+            and uncertain rule. None: neither is set.
+        splits: Figures of ``benchmarks/crc5_splits.py`` that belong to this model.
     """
-    scores = load_scores(held_out, fields)
-    windows = load_scores([f.with_suffix(".windows.npz") for f in held_out], fields)
+    trained = recipe.chosen(fields)
+    held = [f for f in fields if f.source in recipe.sources and f.fold not in recipe.folds]
+    check_leak(trained, held)
+    predict = shipped(network)
     temperature, uncertain = 1.0, {"below": 0.5}
-    if out_of_fold:
-        siblings = load_scores(out_of_fold, fields)
+    if siblings is not None:
         temperature = round(best_temperature(siblings), 3)
         uncertain = uncertain_below(siblings, temperature)
-    trained = recipe.chosen(fields)
     return {
-        "split": f"folds {_list({f.fold for f in scores.fields})}, trained on {_list(set(recipe.folds))}",
-        "held_out": summary(scores, temperature),
-        "false_diagnosis": false_diagnosis(windows),
+        "split": f"folds {_list({f.fold for f in held})}, trained on {_list(set(recipe.folds))}",
+        "held_out": summary(score(held, predict, recipe.mpp), temperature),
+        "false_diagnosis": false_diagnosis(negative_windows(held, predict, recipe.mpp)),
         "temperature": temperature,
         "uncertain": uncertain,
         "trained": {name: _count([f for f in trained if f.label == name]) for name in (*CLASSES, POLYP)},
         "graded_cases": {g: _count([f for f in trained if f.finding == _FINDING.get(g)])["cases"] for g in GRADES},
+        "splits": splits,
     }
 
 
@@ -173,14 +247,23 @@ def _list(folds: set[int]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m wsiengine.training.release", description="Bundle a training.")
+    parser.add_argument("model", choices=BUNDLES)
     parser.add_argument("--run", type=Path, required=True, help="folder of the training")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds crc/")
-    parser.add_argument("--held-out", type=Path, nargs="+", required=True, help="its scores (validate score)")
     parser.add_argument("--out-of-fold", type=Path, nargs="*", default=[], help="scores by siblings, for calibration")
+    parser.add_argument("--splits", type=Path, help="figures of benchmarks/crc5_splits.py, with the middle rule")
+    parser.add_argument("--only", nargs="*", default=[], help="splits that belong to this model (default: all)")
     parser.add_argument("--to", type=Path, required=True, help="folder of the model")
     asked = parser.parse_args(arguments)
+    fields = read_fields(asked.data)
     recipe = Recipe.read(asked.run / "recipe.json")
-    write_model(asked.run, asked.to, gather(read_fields(asked.data), recipe, asked.held_out, asked.out_of_fold))
+    said = json.loads(asked.splits.read_text(encoding="utf-8")) if asked.splits else {}
+    rule = MiddleRule(**said.pop("rule", {}))
+    network = rule.built_in(load_trained(asked.run))
+    siblings = rule.applied(load_scores(asked.out_of_fold, fields)) if asked.out_of_fold else None
+    splits = {name: found for name, found in said.items() if not asked.only or name in asked.only}
+    figures = gather(network, recipe, fields, siblings, splits) | {"middle": rule.__dict__, "stains": STAINS.__dict__}
+    write_model(network, recipe, BUNDLES[asked.model], asked.to, figures)
 
 
 if __name__ == "__main__":
