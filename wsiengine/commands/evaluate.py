@@ -59,10 +59,14 @@ def run(args: argparse.Namespace) -> int:
         from wsiengine.commands import evaluate_objects
 
         return evaluate_objects.run(args, card)
+    if card.task == "detect":
+        from wsiengine.commands import evaluate_detector
+
+        return evaluate_detector.run(args, card, merge_pairs(args.map), _folds(args.folds))
     if args.where:
         raise WsiError(f"--where chooses rows for a segmenter; {card.name} is a {card.task} model", hint="use --folds")
     folder = args.data.parent if args.data.is_file() else args.data
-    fields = read_labels(folder, merge=_merge(args.map), mpp=args.source_mpp[0] if args.source_mpp else None)
+    fields = read_labels(folder, merge=merge_pairs(args.map), mpp=args.source_mpp[0] if args.source_mpp else None)
     if args.source_mpp:
         fields = [replace(field, mpp_yx=args.source_mpp) for field in fields]
     classes = [c.name for c in card.map_classes]
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _merge(pairs: list[str]) -> dict[str, str]:
+def merge_pairs(pairs: list[str]) -> dict[str, str]:
     from wsiengine.errors import WsiError
 
     merge = {}

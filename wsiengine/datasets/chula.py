@@ -68,7 +68,7 @@ def read_chula(folder: Path) -> DetectionSet:
         points = read_points(file)
         found = find_patches(read_pixels(image))
         images.append(Annotated(image, patch_objects(found, points), file.stem, folds.get(file.stem, NO_FOLD)))
-    return DetectionSet((CLASS,), tuple(images), TYPES)
+    return DetectionSet((CLASS,), tuple(images), TYPES, TYPES.index("Normal"))
 
 
 def read_points(file: Path) -> np.ndarray:

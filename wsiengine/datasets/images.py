@@ -1,5 +1,8 @@
 """The pixels of an annotated image, whichever format the set comes in."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -40,3 +43,15 @@ def to_rgb8(pixels: np.ndarray) -> np.ndarray:
         scale = 255.0 / (high - low) if high > low else 0.0
         pixels = np.rint((pixels.astype(np.float32) - low) * scale).astype(np.uint8)
     return np.ascontiguousarray(np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels)
+
+
+@contextmanager
+def openable(file: Path) -> Iterator[Path]:
+    """A file that the engine's own readers take: the image itself, or for DICOM and LJPEG a copy while it is needed."""
+    if file.suffix.lower() not in (*_DICOM, ".ljpeg"):
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="wsiengine-") as folder:
+        copy = Path(folder) / f"{file.stem}.png"
+        copy.write_bytes(cv2.imencode(".png", read_pixels(file)[..., ::-1])[1].tobytes())
+        yield copy

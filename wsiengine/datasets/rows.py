@@ -93,11 +93,19 @@ class Annotated:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DetectionSet:
-    """Annotated images, their classes, and the types of multi-label objects (none in most sets)."""
+    """Annotated images.
+
+    Attributes:
+        classes: Of the objects.
+        images: Each with its objects.
+        types: What else an object may be, several at once; none in most sets.
+        normal: Index of the type that means normal, where there is one: all others are abnormal.
+    """
 
     classes: tuple[str, ...]
     images: tuple[Annotated, ...]
     types: tuple[str, ...] = ()
+    normal: int | None = None
 
     def chosen(self, folds: Iterable[int] | None) -> "DetectionSet":
         """The images of these folds (all of them for None).

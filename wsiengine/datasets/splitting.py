@@ -56,7 +56,7 @@ def of_classes(found: DetectionSet, classes: Sequence[str]) -> DetectionSet:
             types=row.objects.types[kept],
         )
         rows.append(replace(row, objects=objects))
-    return DetectionSet(tuple(classes), tuple(rows), found.types)
+    return replace(found, classes=tuple(classes), images=tuple(rows))
 
 
 def split(found: DetectionSet, test_fold: int) -> tuple[DetectionSet, DetectionSet]:

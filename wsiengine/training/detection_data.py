@@ -4,11 +4,12 @@ A crop is one affine map of its image, so that outlines are mapped point by poin
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from wsiengine.datasets.images import read_pixels
+from wsiengine.datasets.images import openable, read_pixels
 from wsiengine.datasets.rows import Annotated, Objects, bounds_xyxy
 from wsiengine.errors import WsiError
 from wsiengine.geometry import Box, Lattice, Mpp
@@ -173,14 +174,18 @@ def normalised_sample(row: Annotated, recipe: Recipe, mpp: float) -> Sample:
         raise WsiError(
             f"µm/px of {row.image} is not known", hint="use a reader that knows it, or the pixels as they are"
         )
-    slide = open_slide(row.image, mpp=Mpp(*row.mpp_yx), window=recipe.window)
-    try:
-        lattice = Lattice(slide.info.size_l0, Mpp(*row.mpp_yx), Mpp.square(mpp), 1)
-        tissue = TissueMask.everywhere(slide.info.size_l0, lattice.slide_mpp)
-        normaliser = fit_normaliser(recipe, slide, tissue, lattice.mpp)
-        box = Box.of(lattice.extent_px)
-        pixels = normaliser.apply(slide.read(box.grow(normaliser.halo_px), lattice.mpp), box)
-    finally:
-        slide.close()
+    with openable(row.image) as file:
+        pixels, lattice = _normalised(file, Mpp(*row.mpp_yx), recipe, Mpp.square(mpp))
     per_l0 = np.diag([1 / f for f in reversed(lattice.l0_per_px)])
     return Sample(pixels, mapped(row.objects, np.column_stack([per_l0, np.zeros(2)]), pixels.shape[:2]))
+
+
+def _normalised(file: Path, own: Mpp, recipe: Recipe, mpp: Mpp) -> tuple[np.ndarray, Lattice]:
+    slide = open_slide(file, mpp=own, window=recipe.window)
+    try:
+        lattice = Lattice(slide.info.size_l0, own, mpp, 1)
+        normaliser = fit_normaliser(recipe, slide, TissueMask.everywhere(slide.info.size_l0, own), mpp)
+        box = Box.of(lattice.extent_px)
+        return normaliser.apply(slide.read(box.grow(normaliser.halo_px), mpp), box), lattice
+    finally:
+        slide.close()

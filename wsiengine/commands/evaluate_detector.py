@@ -1,0 +1,91 @@
+"""``wsiengine evaluate`` of a detector: its objects against annotated ones."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from wsiengine.models.card import Card
+
+if TYPE_CHECKING:
+    from wsiengine.datasets.rows import DetectionSet
+
+
+def run(args: argparse.Namespace, card: Card, merge: dict[str, str], folds: Sequence[int] | None) -> int:
+    """Score the model on the annotated images of ``args.data``; print a table, or JSON."""
+    from wsiengine.datasets.reading import read_detections
+    from wsiengine.evaluating_detection import score_detector
+    from wsiengine.output import make_folder
+
+    found = renamed(read_detections(args.data), merge).chosen(folds)
+    if args.source_mpp:
+        found = replace(found, images=tuple(replace(row, mpp_yx=args.source_mpp) for row in found.images))
+    report = score_detector(found, card, args.model, device=args.device, threads=args.threads)
+    if args.output:
+        make_folder(args.output)
+        (args.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        print(json.dumps(report, ensure_ascii=False))
+        return 0
+    print(f"model  {card.name} {card.version} · {len(found.images):,} images · {found.objects:,} annotated objects")
+    for line in table_lines(report):
+        print(line)
+    return 0
+
+
+def renamed(found: "DetectionSet", merge: dict[str, str]) -> "DetectionSet":
+    """The set with its classes renamed; classes of one name become one."""
+    import numpy as np
+
+    if not merge:
+        return found
+    names = [merge.get(name, name) for name in found.classes]
+    classes = tuple(dict.fromkeys(names))
+    number = np.array([classes.index(name) for name in names])
+    images = tuple(
+        replace(row, objects=replace(row.objects, labels=number[row.objects.labels])) for row in found.images
+    )
+    return replace(found, classes=classes, images=images)
+
+
+def table_lines(report: Mapping[str, Any]) -> list[str]:
+    """The report as lines of text."""
+    lines = []
+    for name, of in report["classes"].items():
+        shown = {key: _word(value) for key, value in of["at_shown_score"].items()}
+        lines += [
+            f"{name}: {of['annotated']:,} annotated",
+            f"  AP at IoU 0.5 {_span(of['ap50'])} (VOC {_word(of['ap50_voc'])}) · mean AP at 0.5–0.95 {_word(of['ap'])}",
+            "  sensitivity at false positives per image: "
+            + " · ".join(f"{fppi}: {_span(value)}" for fppi, value in of["sensitivity_at_fppi"].items()),
+            f"  shown from score {report['shown_from']:g}: {of['found']:,} found · precision {shown['precision']} · "
+            f"recall {shown['recall']} · {shown['fppi']} false per image",
+            f"  mean IoU {shown['iou']} · overlapping ratio {shown['overlapping_ratio']} · count off by "
+            f"{shown['counting_error']} per image",
+        ]
+    if "types" in report:
+        lines.append(f"types of {report['matched']:,} matched objects: how many have it, AUC (95 % by images)")
+        for name, of in report["types"].items():
+            span = f"{_word(of['auc'])} ({_word(of['low'])}–{_word(of['high'])})"
+            lines.append(f"  {name:<20}{of['patches']:>7,}   {span}")
+        exact = report["exact_match"]
+        lines.append(
+            f"exactly the right types: {_word(exact['value'])} of {exact['patches']:,} wholly annotated objects"
+        )
+    if "abnormal" in report:
+        of = report["abnormal"]
+        lines.append(
+            f"abnormal or normal: accuracy {_span(of['accuracy'])} · AUC {_word(of['auc'])} · sensitivity "
+            f"{_word(of['sensitivity'])} · specificity {_word(of['specificity'])} · {of['abnormal']:,} of "
+            f"{of['patches']:,} abnormal"
+        )
+    return lines
+
+
+def _word(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _span(figure: Mapping[str, float | None]) -> str:
+    return f"{_word(figure['value'])} ({_word(figure['low'])}–{_word(figure['high'])})"
