@@ -1,6 +1,7 @@
 """The task ``segment``: whole glands however tiles and blocks lie, the same bytes however a run is cut."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,37 @@ def test_small_objects_go_and_holes_are_filled() -> None:
     assert objects[0, 7] == 0
     kept, _ = find_objects(_coded(drawn), LAYOUT, Rule(0.5, least=4, holes=1))
     assert kept[1, 1] == kept[1, 2] == 0
+
+
+def test_tiles_overlap_by_twice_the_halo(tmp_path: Path) -> None:
+    card = segmenters.blurred(tmp_path / "model", halo_px=16)
+    plan = wsiengine.plan(_position_slide(), str(card.folder), tissue="none", overlap=0.2)
+    assert plan.grid.stride_px == 32
+    events: list[Any] = []
+    _run(_position_slide(), card, tmp_path / "out", overlap=0.2, listener=events.append)
+    assert any("needs 16 px of context" in e.data["text"] for e in events if e.kind == "warning")
+    assert wsiengine.plan(_position_slide(), str(card.folder), tissue="none", overlap=0.5).grid.stride_px == 32
+
+
+def test_damage_leaves_a_gap_and_is_told(blurred: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile that saw bad pixels is left out of the blend; its neighbours fill in what they cover."""
+    original = Segmentation.score
+
+    def damaged(self: Segmentation, job: Any, block: Any, view: Any) -> Any:
+        places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
+        return original(self, job, block, replace(view, bad=(places == (2, 3)).all(axis=1)))
+
+    whole = _run(_position_slide(), blurred, tmp_path / "whole").probability.compute()
+    monkeypatch.setattr(Segmentation, "score", damaged)
+    result = _run(_position_slide(), blurred, tmp_path / "out", block_tiles=2)
+    assert result.summary["unreadable_tiles"] == 1
+    assert result.summary["tiles"] == 34
+    found = result.probability.compute()
+    gap = np.zeros(found.shape[:2], bool)
+    gap[22 + 5 : 22 + 11, 33 + 5 : 33 + 11] = True  # what no other tile covers: tiles of 16 cells every 11
+    np.testing.assert_array_equal(found[..., 0] == 0, gap)
+    far = np.s_[:20]
+    np.testing.assert_array_equal(found[far], whole[far])
 
 
 # --- words ---------------------------------------------------------------------------------------

@@ -105,14 +105,13 @@ def score_block(job: Job, block: Block) -> Any:
         ScoreError: The model returned NaN or infinity; names the place.
     """
     grid = job.grid
-    tiles = job.task.reach(block, grid, job.wanted)
-    box = _box_px(job, tiles)
+    box = _box_px(job, block)
     started = time.perf_counter()
     if job.runtime.card.input.resample == PER_TILE:
-        view = View(tiles, *shrunk_tiles(job.slide, grid.lattice, tiles.origins_px(grid), grid.tile_px))
+        view = View(*shrunk_tiles(job.slide, grid.lattice, block.origins_px(grid), grid.tile_px))
         read = normalised = time.perf_counter()
     else:
-        view, read, normalised = _normalised_view(job, tiles, box)
+        view, read, normalised = _normalised_view(job, block, box)
     try:
         result: Result = job.task.score(job, block, view)
     except ScoreError as error:
@@ -129,18 +128,18 @@ def score_block(job: Job, block: Block) -> Any:
     return replace(result, seconds=seconds)  # type: ignore[type-var]
 
 
-def _normalised_view(job: Job, tiles: Block, box: Box) -> tuple[View, float, float]:
+def _normalised_view(job: Job, block: Block, box: Box) -> tuple[View, float, float]:
     """What the model sees of ``box``, and the times at which it was read and normalised."""
     halo = job.normaliser.halo_px
     pixels, bad = _read(job, box.grow(halo) if halo else box)
     read = time.perf_counter()
     pixels = job.normaliser.apply(pixels, box)
     normalised = time.perf_counter()
-    corners = tiles.origins_px(job.grid) - (box.y0, box.x0)
+    corners = block.origins_px(job.grid) - (box.y0, box.x0)
     touched = None if bad is None else _touched(job, bad, corners + halo)
     if job.normaliser.tile_steps:
         pixels, corners = _tile_by_tile(job, pixels, corners)
-    return View(tiles, pixels, corners, touched), read, normalised
+    return View(pixels, corners, touched), read, normalised
 
 
 def _read(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:

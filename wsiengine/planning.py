@@ -14,7 +14,7 @@ import numpy as np
 from wsiengine.dense import block_cells, run_box
 from wsiengine.dense import work as dense_work
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
-from wsiengine.geometry import Box, Lattice, Mpp
+from wsiengine.geometry import Lattice, Mpp
 from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
@@ -118,16 +118,6 @@ class Plan:
     def tile_count(self) -> int:
         return int(np.count_nonzero(self.wanted))
 
-    def reaches(self) -> Iterator[Block]:
-        """For each block the tiles that are run for it; more than its own where outputs of tiles are blended."""
-        grid, wanted = self.work
-        return (self.task.reach(block, grid, wanted) for block in self.blocks())
-
-    @property
-    def runs(self) -> int:
-        """Tiles put through the model, counting those again that several blocks need."""
-        return sum(tiles.tile_count for tiles in self.reaches())
-
     @property
     def threshold(self) -> float:
         """Least probability of the best class: the user's, else the card's."""
@@ -149,7 +139,7 @@ class Plan:
             halo = self.card.dense.halo_px if self.card.dense else 0
             cell_px, wanted = self.lattice.cell_px, self.work[1]
             return sum(run_box(block.tiles, wanted).scale(cell_px).grow(halo).area for block in self.blocks())
-        return sum(tiles.box_px(self.grid).area for tiles in self.reaches())
+        return sum(block.box_px(self.grid).area for block in self.blocks())
 
     @property
     def read_bytes(self) -> int:
@@ -219,19 +209,11 @@ def block_bytes(plan: Plan, side: int) -> int:
     grid = plan.grid
     if plan.options.mode == "dense":
         return int(3 * _dense_side_px(plan, side) ** 2 * (source_px_per_px(plan) + 2))
-    across = _tiles_across(plan, side)
+    across = min(side, max(grid.shape))
     side_px = (across - 1) * grid.stride_px + grid.tile_px
     one_by_one = plan.card.input.resample == PER_TILE or (plan.job and plan.job.normaliser.tile_steps)
     by_tile = 3 * (across * grid.tile_px) ** 2 if one_by_one else 0
     return int(3 * side_px**2 * (source_px_per_px(plan) + 2)) + by_tile
-
-
-def _tiles_across(plan: Plan, side: int) -> int:
-    """Tiles run along the longer side of a block: of one in the middle, with neighbours wherever there are any."""
-    rows, cols = (min(side, count) for count in plan.grid.shape)
-    y, x = ((count - n) // 2 for count, n in zip(plan.grid.shape, (rows, cols), strict=True))
-    block = Block(Box(y, x, y + rows, x + cols), np.ones((rows, cols), bool))
-    return max(plan.task.reach(block, plan.grid, np.ones(plan.grid.shape, bool)).tiles.shape)
 
 
 def _dense_side_px(plan: Plan, side: int) -> int:

@@ -262,15 +262,20 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
 
 
 def _overlap(asked: float, card: Card, lattice: Lattice, warnings: list[str]) -> float:
-    """The overlap asked for, or what a detector's largest object needs where that is more: it must be seen whole."""
-    needed_px = least_overlap_px(card)
+    """The overlap asked for, or what the model needs where that is more: a neighbour must see whole, and with context,
+    what a tile does not."""
+    needed_px = max(least_overlap_px(card), 2 * card.halo_px if card.segmentation else 0)
     side = card.input.size_px
     one_tile = max(lattice.extent_px.shape) <= side
-    if card.detection is None or one_tile or round((1 - asked) * side) <= side - needed_px:
+    if not needed_px or one_tile or round((1 - asked) * side) <= side - needed_px:
         return asked
     warnings.append(
         f"The overlap is raised from {100 * asked:.0f} % to {100 * needed_px / side:.0f} % ({needed_px} px): "
-        f"{card.name} finds objects of up to {card.detection.largest_px:g} px, and each must be seen whole."
+        + (
+            f"{card.name} finds objects of up to {card.detection.largest_px:g} px, and each must be seen whole."
+            if card.detection
+            else f"{card.name} needs {card.halo_px} px of context around what it answers for."
+        )
     )
     return needed_px / side
 
@@ -374,7 +379,16 @@ def machine_memory_bytes() -> int:
 def _card_digest(card: Card) -> str:
     """Of what a card says about numbers and classes, not of its prose: the same weights may be read otherwise."""
     facts = card.to_json()
-    deciding: tuple[str, ...] = ("input", "outputs", "activation", "output_stride_px", "halo_px", "dense", "gate", "uncertain")
+    deciding: tuple[str, ...] = (
+        "input",
+        "outputs",
+        "activation",
+        "output_stride_px",
+        "halo_px",
+        "dense",
+        "gate",
+        "uncertain",
+    )
     deciding += tuple(name for name in ("segmentation", "detection", "second") if name in facts)
     classes = [{k: v for k, v in entry.items() if k != "evidence"} for entry in facts["classes"]]
     text = json.dumps([classes, *(facts[name] for name in deciding)], sort_keys=True)

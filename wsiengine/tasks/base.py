@@ -5,7 +5,6 @@ publishing) is the same for all. A task is stateless; its methods are called in 
 
 ====================  ==========================================================================================
 ``layout``            card → what the map's channels mean and how labels come out of it; kept with the truth
-``reach``             which tiles must be *run* to finish a block; the tiles of a block are those it *answers for*
 ``score``             in any process: the pixels under those tiles → a :class:`Result` (timed by the engine)
 ``record``            the finished result → one synced record of the journal
 ``gather``            in the process of the run: results, recovered or new → the arrays of the truth
@@ -17,9 +16,9 @@ publishing) is the same for all. A task is stateless; its methods are called in 
 
 What a task must keep to:
 
-- **A tile belongs to one block.** ``Plan.wanted`` says which tiles run; a block is a part of the tile grid with the
-  tiles left to do; each answers for the cells that it owns (:meth:`wsiengine.grid.Axis.owner`). Blocks may be cut
-  otherwise after a resume, so what a tile yields must not depend on its block.
+- **A tile belongs to one block, and is run once.** ``Plan.wanted`` says which tiles run; a block is a part of the tile
+  grid with the tiles left to do. Blocks may be cut otherwise after a resume, so what a tile yields must not depend on
+  its block.
 - **Nothing depends on the order of arrival.** ``gather`` may be fed in any order; the truth must be the same.
 - **Done means in the journal.** ``Result.ran`` marks the tiles finished; a tile that could not be read
   (``View.bad``) is not marked, is tried again on resume, and is counted as unreadable if it stays so.
@@ -54,13 +53,11 @@ class View:
     """What ``score`` sees of the slide.
 
     Attributes:
-        tiles: The tiles to run (what ``reach`` gave).
         pixels: (rows, cols, 3) uint8, normalised, at the model's µm/px.
-        corners_px: (N, 2) int64: y, x in ``pixels`` of each wanted tile of ``tiles``, row-major.
+        corners_px: (N, 2) int64: y, x in ``pixels`` of each wanted tile of the block, row-major.
         bad: (N,) bool: tiles that saw anything that could not be decoded; None where all could.
     """
 
-    tiles: Block
     pixels: np.ndarray
     corners_px: np.ndarray
     bad: np.ndarray | None = None
@@ -121,9 +118,6 @@ class Task(Protocol):
 
     def stored_layout(self, facts: Mapping[str, Any]) -> "MapLayout":
         """The layout again from its fields (``dataclasses.asdict`` of it, lists as tuples)."""
-
-    def reach(self, block: Block, grid: TileGrid, wanted: np.ndarray) -> Block:
-        """The tiles that are run to finish ``block``; ``wanted`` (tile rows, tile cols) bool is the whole run's."""
 
     def score(self, job: "Job", block: Block, view: View) -> Any:
         """Run the model under a block → :class:`Result`.

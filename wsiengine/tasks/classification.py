@@ -54,9 +54,6 @@ class Classification:
     def stored_layout(self, facts: Mapping[str, Any]) -> MapLayout:
         return MapLayout(**facts)
 
-    def reach(self, block: Block, grid: TileGrid, wanted: np.ndarray) -> Block:
-        return block
-
     def score(self, job: Job, block: Block, view: View) -> BlockScores:
         values = job.runtime.scores(view.pixels, view.corners_px)
         if view.bad is not None:

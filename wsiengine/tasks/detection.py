@@ -111,9 +111,6 @@ class Detection:
     def stored_layout(self, facts: Mapping[str, Any]) -> DetectLayout:
         return DetectLayout.stored(facts)
 
-    def reach(self, block: Block, grid: TileGrid, wanted: np.ndarray) -> Block:
-        return block
-
     def score(self, job: "Job", block: Block, view: View) -> Packed:
         ran = block.wanted.copy()
         if view.bad is not None:

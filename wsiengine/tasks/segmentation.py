@@ -90,14 +90,11 @@ class Segmentation:
     def stored_layout(self, facts: Mapping[str, Any]) -> SegmentLayout:
         return SegmentLayout(**facts)
 
-    def reach(self, block: Block, grid: TileGrid, wanted: np.ndarray) -> Block:
-        return block
-
     def score(self, job: "Job", block: Block, view: View) -> Packed:
         layout, grid = self.layout(job.runtime.card), job.grid
         window = Window.of(grid, layout.halo)
         cells = _under(block.tiles, grid)
-        sums = add_tiles(_maps(job, view, layout), window, grid, cells, len(layout.channels))
+        sums = add_tiles(_maps(job, block, view), window, grid, cells, len(layout.channels))
         ran = block.wanted.copy()
         if view.bad is not None:
             ran[block.wanted] = ~view.bad
@@ -189,14 +186,15 @@ class Segmentation:
         return []
 
 
-def _maps(job: "Job", view: View, layout: SegmentLayout) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def _maps(job: "Job", block: Block, view: View) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """The map of every good tile, one at a time.
 
     Raises:
         ScoreError: NaN or infinity.
     """
     card, side = job.runtime.card, job.grid.tile_px
-    places = np.argwhere(view.tiles.wanted) + (view.tiles.tiles.y0, view.tiles.tiles.x0)
+    layout = SegmentLayout.of(card)
+    places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
     for k, [output, *_] in enumerate(job.runtime.outputs(view.pixels, view.corners_px)):
         if view.bad is not None and view.bad[k]:
             continue
