@@ -23,7 +23,7 @@ from wsiengine.training.backbones import load_weights
 from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import BACKBONE, RECIPE
 from wsiengine.training.data import Field, load, read_fields
-from wsiengine.training.loop import Trainer, claim, print_rows, run
+from wsiengine.training.loop import Trainer, claim, load_trained, print_rows, run
 from wsiengine.training.sampling import UNREADABLE, Batch, Sampler
 from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import image_name
@@ -180,7 +180,8 @@ def train_on_views(fields: list[Field], recipe: Recipe, views: Views, *, backbon
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
     average = UpperNet(len(recipe.classes))
     average.load_state_dict(network.state_dict())
-    return run(Trainer(recipe, network, average, out), sampler, print_rows)
+    run(Trainer(recipe, network, average, out), sampler, print_rows)
+    return load_trained(out)
 
 
 def _names(fields: list[Field]) -> Iterator[str]:
