@@ -9,6 +9,7 @@ Kinds: a JSON header (the run's identity), named blobs (tissue mask, fitted stai
 (their box, which of its tiles are finished, and bytes of the task's own).
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -16,7 +17,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,9 @@ import numpy as np
 
 from wsiengine.errors import OutputError, OutputInUse, WsiError
 from wsiengine.geometry import Box
+from wsiengine.heartbeat import Heartbeat
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _MAGIC = b"WSIJRNL1"
 _HEAD = struct.Struct("<4sIIQ")  # kind, CRC of payload, CRC of kind + length, length
 _TILES = struct.Struct("<5q")  # y0, x0, y1, x1 in tile units, channels
@@ -51,13 +54,15 @@ class Recovered:
 class Journal:
     """Appends records; every append is on the disk when it returns. Thread-safe.
 
-    Use :meth:`create` or :meth:`resume`; as a context manager it closes itself.
+    Use :meth:`create` or :meth:`resume`; as a context manager it closes itself. ``guard`` is called before each append:
+    it raises where the folder is no longer ours.
     """
 
     def __init__(self, file_descriptor: int, path: Path) -> None:
         self._fd = file_descriptor
         self._path = path
         self._lock = threading.Lock()
+        self.guard: Callable[[], None] = _unguarded
 
     @classmethod
     def create(cls, path: Path, header: Mapping[str, Any]) -> "Journal":
@@ -140,6 +145,7 @@ class Journal:
     def _append(self, kind: bytes, payload: bytes) -> None:
         length_crc = zlib.crc32(kind + len(payload).to_bytes(8, "little"))
         record = _HEAD.pack(kind, zlib.crc32(payload), length_crc, len(payload)) + payload
+        self.guard()
         with self._lock, in_words(self._path):
             start = os.lseek(self._fd, 0, os.SEEK_CUR)
             try:
@@ -160,6 +166,10 @@ class Journal:
         except OSError:
             os.close(self._fd)
             self._fd = -1
+
+
+def _unguarded() -> None:
+    """Nobody else can write."""
 
 
 def read_journal(path: Path) -> Recovered:
@@ -218,7 +228,10 @@ def _records(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
 
 
 class FolderLock:
-    """One run at a time per output folder: an advisory lock that dies with its process."""
+    """One run at a time per output folder: an advisory lock that dies with its process.
+
+    On a share that cannot lock files, a heartbeat (:mod:`wsiengine.heartbeat`) takes its place.
+    """
 
     def __init__(self, path: Path) -> None:
         """Take the lock.
@@ -227,9 +240,15 @@ class FolderLock:
             OutputInUse: Another run holds it, or has just ended and taken the lock file with it.
             OutputError: The lock file cannot be made.
         """
+        self._path = path
+        self._heartbeat: Heartbeat | None = None
         with in_words(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            alone = self._alone(path)
+            try:
+                alone = self._alone(path)
+            except BaseException:  # whatever it was: the file is closed, the error goes on
+                self.release()
+                raise
         if not alone:
             self.release()
             raise OutputInUse(
@@ -244,8 +263,27 @@ class FolderLock:
             return os.path.samestat(os.fstat(self._fd), path.stat())
         except (BlockingIOError, FileNotFoundError):
             return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        self._heartbeat = Heartbeat(path.with_name("heartbeat"))
+        return True
+
+    def check(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            OutputInUse: Another run took the lock meanwhile; only a heartbeat can be lost.
+        """
+        if self._heartbeat is not None:
+            self._heartbeat.check()
 
     def release(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.release()
+            self._heartbeat = None
+            with contextlib.suppress(OSError):  # a beat may have come in between while the folder was emptied
+                self._path.parent.rmdir()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -18,7 +18,7 @@ from wsiengine.errors import OutputConflict, OutputError
 from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_journal, sync_folder, sync_tree
 
 RESULTS = ("annotations.geojson", "probability.zarr", "overlay.png", "run.json")
-OPTIONAL_RESULTS = ("objects.zarr", "tiles.geojson", "annotations.part*.geojson", "tiles.part*.geojson")
+OPTIONAL_RESULTS = ("profile.png", "objects.zarr", "tiles.geojson", "annotations.part*.geojson", "tiles.part*.geojson")
 _OVERWRITING = "overwriting"  # holds the version that began to replace another run
 _WORDS = {
     "slide": "the slide",
@@ -108,6 +108,12 @@ class Workspace:
         Raises:
             OutputConflict: The unfinished run is of another slide, model or parameters.
         """
+        journal, recovered = self._open_journal()
+        if self._lock is not None:
+            journal.guard = self._lock.check
+        return journal, recovered
+
+    def _open_journal(self) -> tuple[Journal, Recovered]:
         path = self.work / "journal"
         if not path.exists():
             return self._new_journal()
@@ -128,7 +134,10 @@ class Workspace:
 
     def publish(self) -> None:
         """Sync the drafted results, move them into place by rename, ``run.json`` last, and drop ``.work``."""
+        if self._lock is not None:
+            self._lock.check()
         sync_tree(self.results)
+        self._drop_old_extras()
         for path in sorted(self.results.iterdir()):
             if path.name != "run.json":
                 _remove(self.folder / path.name)
@@ -137,6 +146,13 @@ class Workspace:
         (self.results / "run.json").rename(self.folder / "run.json")
         sync_folder(self.folder)
         self.forget()
+
+    def _drop_old_extras(self) -> None:
+        """Optional files of an attempt that was killed while it published, and that wanted more of them than this."""
+        for pattern in OPTIONAL_RESULTS:
+            for path in self.folder.glob(pattern):
+                if not (self.results / path.name).exists():
+                    _remove(path)
 
     def forget(self) -> None:
         """Drop the journal and all unfinished work."""

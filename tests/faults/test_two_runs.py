@@ -103,6 +103,26 @@ def test_another_drawing_of_a_finished_run_is_not_passed_over_in_silence(
     run(slide, out)
 
 
+def test_files_of_a_killed_publishing_do_not_stay_beside_another_wish(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when tiles.geojson was in place and run.json was not; then asked for without tiles."""
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name == "run.json":
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            run(slide, tmp_path / "out", outputs=Outputs(tiles=True))
+    assert (tmp_path / "out" / "tiles.geojson").exists()
+    run(slide, tmp_path / "out")
+    assert contents(tmp_path / "out") == wanted
+
+
 def test_a_slide_that_changes_while_it_is_read(slide: Path, tmp_path: Path) -> None:
     from wsiengine.errors import UnreadableSlide
 

@@ -1,0 +1,195 @@
+"""Shares without file locks: a heartbeat decides who may write."""
+
+import errno
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import contents, fork, kill, run, wait
+from wsiengine import heartbeat
+from wsiengine.errors import OutputError, OutputInUse
+from wsiengine.events import Event
+from wsiengine.heartbeat import Heartbeat
+from wsiengine.journal import FolderLock
+
+BEAT_S = 0.25  # four of them are more than a loaded machine keeps a thread waiting
+
+
+@pytest.fixture(autouse=True)
+def _a_share_without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(heartbeat, "BEAT_S", BEAT_S)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    return tmp_path / "out" / ".work" / "heartbeat"
+
+
+@pytest.fixture
+def held(path: Path) -> Iterator[Heartbeat]:
+    lock = Heartbeat(path)
+    yield lock
+    lock.release()
+
+
+def test_a_run_is_as_ever_and_leaves_nothing(slide: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:
+    run(slide, tmp_path / "out")
+    assert contents(tmp_path / "out") == wanted
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_who_lives_is_not_disturbed(held: Heartbeat, path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(OutputInUse, match="Another run is writing to"):
+        Heartbeat(path)
+    assert time.monotonic() - started < 4 * BEAT_S  # a beat tells at once
+    held.check()
+
+
+def test_who_let_go_need_not_be_waited_for(path: Path) -> None:
+    Heartbeat(path).release()
+    assert list(path.parent.iterdir()) == []
+    started = time.monotonic()
+    Heartbeat(path).release()
+    assert time.monotonic() - started < 2 * BEAT_S
+
+
+def test_a_dead_run_is_taken_over_after_its_beats_were_missed(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path
+) -> None:
+    out, ready = tmp_path / "out", tmp_path / "ready"
+
+    def first() -> None:
+        def listener(event: Event) -> None:
+            if event.kind == "progress" and event.data["done"] > 30:
+                ready.touch()
+                time.sleep(60)
+
+        run(slide, out, listener=listener)
+
+    pid = fork(first)
+    until = time.monotonic() + 30
+    while not ready.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    with pytest.raises(OutputInUse):
+        run(slide, out)
+    kill(pid)
+    started = time.monotonic()
+    run(slide, out)
+    assert time.monotonic() - started > 4 * BEAT_S
+    assert contents(out) == wanted
+    assert not (out / ".work").exists()
+
+
+def test_a_run_that_slept_finds_its_place_taken(slide: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:
+    """Stopped for longer than the beats that decide; when it wakes it must not write beside the other."""
+    out, ready = tmp_path / "out", tmp_path / "ready"
+
+    def first() -> None:
+        def listener(event: Event) -> None:
+            if event.kind == "progress" and event.data["done"] > 30:
+                ready.touch()
+                time.sleep(0.05)
+
+        try:
+            run(slide, out, listener=listener, threads=1)
+        except OutputInUse as error:
+            os._exit(7 if "was taken over by another run" in error.message else 8)
+
+    pid = fork(first)
+    until = time.monotonic() + 30
+    while not ready.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGSTOP)
+    woken = []
+
+    def wake(event: Event) -> None:
+        if event.kind == "progress" and event.data["done"] > 90 and not woken:
+            woken.append(True)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(2 * BEAT_S)
+
+    run(slide, out, listener=wake)
+    assert woken
+    assert wait(pid) == 7
+    assert contents(out) == wanted
+
+
+def test_of_many_that_find_a_dead_one_only_one_goes_on(path: Path) -> None:
+    path.write_text("somebody 5\n")
+
+    def work() -> None:
+        try:
+            lock = Heartbeat(path)
+        except OutputInUse:
+            os._exit(7)
+        time.sleep(8 * BEAT_S)
+        lock.check()
+
+    codes = [wait(pid) for pid in [fork(work) for _ in range(6)]]
+    assert sorted(codes) == [0, 7, 7, 7, 7, 7]
+
+
+def test_no_clock_is_asked_for_the_time_of_day(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set back, set forward, or different on each machine: nothing here may look."""
+
+    def forbidden() -> float:
+        raise AssertionError("the time of day was asked for")
+
+    monkeypatch.setattr(time, "time", forbidden)
+    path.write_text("somebody 5\n")
+    os.utime(path, (2**31, 2**31))  # in the future
+    lock = Heartbeat(path)
+    lock.check()
+    lock.release()
+
+
+def test_a_share_that_is_gone_for_a_while(held: Heartbeat, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held.check()
+    original, gone = Path.read_text, threading.Event()
+
+    def read_text(self: Path) -> str:
+        if gone.is_set():
+            raise OSError(errno.EIO, "gone")
+        return original(self)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    gone.set()
+    time.sleep(6 * BEAT_S)
+    with pytest.raises(OutputInUse, match="was taken over by another run"):
+        held.check()  # nobody can say whether it was: it must not write
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_other_words_for_no_locks(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with FolderLock(path.with_name("lock")) as lock:
+        assert path.exists()
+        lock.check()
+    assert not path.exists()
+
+
+def test_other_faults_of_the_lock_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="broken"):
+        FolderLock(tmp_path / "out" / "lock")
