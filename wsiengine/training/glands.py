@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 
 from wsiengine.errors import OutputConflict
-from wsiengine.training.augment import Stain, View, colour, degrade, measure_stain, random_view
+from wsiengine.models.integrity import file_sha256
+from wsiengine.training.augment import Stain, View, degrade, measure_stain, random_view, restain, stain_change
 from wsiengine.training.backbones import load_weights
 from wsiengine.training.data import Field, read_fields, read_image, read_mask, resample
 from wsiengine.training.mobilenet import MobileNetV2
@@ -41,7 +42,8 @@ _WHITE_SHARE = 0.3
 class Recipe:
     """All that decides the weights, but for data and library versions.
 
-    ``sources``: how often a tile is drawn from each set. ``folds``: those of EBHI.
+    ``glas_share``: how often a tile is GlaS'. ``folds``: those of EBHI. ``start_sha256``: of the ``model.pt`` of an
+    earlier training that this one goes on from; empty: ImageNet's weights.
     """
 
     mpp: float = 1.2
@@ -56,6 +58,7 @@ class Recipe:
     glas_share: float = 0.65
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     seed: int = 0
+    start_sha256: str = ""
 
     def rate_at(self, iteration: int) -> float:
         """Factor on the learning rates: linear warm-up over 4 %, then a cosine down to 0."""
@@ -116,7 +119,14 @@ class Sampler:
             rows, cols = drawn.image.shape[:2]
             view = replace(view, centre_y=rng.uniform(0, rows), centre_x=rng.uniform(0, cols))
         tile, truth = _cut(drawn, view, side, white=white)
-        return degrade(rng, colour(rng, tile, drawn.stain, self._stains)), truth
+        return degrade(rng, self._restained(rng, tile, drawn.stain)), truth
+
+    def _restained(self, rng: np.random.Generator, tile: np.ndarray, have: Stain) -> np.ndarray:
+        """The tile in another stain, most of the time: half of them part of the way to another field's."""
+        if rng.random() < 0.1:
+            return tile
+        want = self._stains[int(rng.integers(len(self._stains)))] if rng.random() < 0.5 else None
+        return restain(tile, *stain_change(rng, have, want))
 
 
 def _cut(drawn: Drawn, view: View, side: int, *, white: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -144,13 +154,17 @@ def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
 class Trainer:
     """Network, running average, optimiser, and their checkpoint."""
 
-    def __init__(self, recipe: Recipe, backbone: Path, out: Path) -> None:
+    def __init__(self, recipe: Recipe, weights: Path, out: Path) -> None:
+        """``weights``: the start's, where the recipe has one, else ImageNet's."""
         torch.manual_seed(recipe.seed)
         self.recipe, self.out, self.iteration = recipe, out, 0
         self.network, self.average = UNet(len(CHANNELS)), UNet(len(CHANNELS))
-        imagenet = MobileNetV2()
-        load_weights(imagenet, backbone)
-        self.network.take(imagenet)
+        if recipe.start_sha256:
+            self.network.load_state_dict(torch.load(weights, weights_only=True))
+        else:
+            imagenet = MobileNetV2()
+            load_weights(imagenet, weights)
+            self.network.take(imagenet)
         self.average.load_state_dict(self.network.state_dict())
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
         body = [p for step in self.network.encoder[recipe.frozen_steps :] for p in step.parameters()]
@@ -204,8 +218,12 @@ class Trainer:
             self.iteration = state["iteration"]
 
 
-def train(data: Path, out: Path, recipe: Recipe, *, seconds: float = float("inf"), threads: int = 1) -> bool:
+def train(
+    data: Path, out: Path, recipe: Recipe, *, start: Path | None = None, seconds: float = float("inf"), threads: int = 1
+) -> bool:
     """Train, or go on training, for about ``seconds``; ``out/model.pt`` is the averaged network → whether it is done.
+
+    ``start`` is the file that the recipe's ``start_sha256`` is of.
 
     Raises:
         OutputConflict: ``out`` holds the training of another recipe.
@@ -216,7 +234,7 @@ def train(data: Path, out: Path, recipe: Recipe, *, seconds: float = float("inf"
     torch.set_num_threads(threads)
     cv2.setNumThreads(1)
     glas, ebhi = ([draw(f, recipe.mpp) for f in fields] for fields in training_fields(data, recipe))
-    sampler, trainer = Sampler(glas, ebhi, recipe), Trainer(recipe, data / WEIGHTS, out)
+    sampler, trainer = Sampler(glas, ebhi, recipe), Trainer(recipe, start or data / WEIGHTS, out)
     trainer.resume()
     for tiles, truth in _ahead(sampler, trainer.iteration, recipe.iterations):
         trainer.step(tiles, truth)
@@ -265,11 +283,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     for name in ("iterations", "side_px", "seed", "batch"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Recipe, name))
-    for name in ("mpp", "glas_share"):
+    parser.add_argument("--start", type=Path, help="model.pt of an earlier training to go on from")
+    for name in ("mpp", "glas_share", "rate", "head_rate"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Recipe, name))
     args = parser.parse_args(arguments)
-    recipe = Recipe(args.mpp, args.side_px, args.batch, args.iterations, seed=args.seed, glas_share=args.glas_share)
-    done = train(args.data, args.out, recipe, seconds=args.seconds, threads=args.threads)
+    names = ("mpp", "side_px", "batch", "iterations", "rate", "head_rate", "glas_share", "seed")
+    digest = file_sha256(args.start) if args.start else ""
+    recipe = Recipe(**{name: getattr(args, name) for name in names}, start_sha256=digest)
+    done = train(args.data, args.out, recipe, start=args.start, seconds=args.seconds, threads=args.threads)
     print("done" if done else "stopped; the same command goes on")
 
 
