@@ -211,7 +211,7 @@ def test_the_picture_shows_slide_region_and_legend(tmp_path):
 @pytest.mark.parametrize("side", [2600, 650])
 def test_the_scale_bar_knows_the_scale_of_the_picture(tmp_path, monkeypatch, side):
     told = []
-    monkeypatch.setattr("wsiengine.report.draw_scale_bar", lambda canvas, um_per_px, style: told.append(um_per_px))
+    monkeypatch.setattr("wsiengine.report.draw_scale_bar", lambda canvas, um_per_px, style, **_: told.append(um_per_px))
     slide = ArraySlide(position_pixels(900, 1300), mpp=Mpp(0.5, 0.25))
     draw_overlay(slide, [], tmp_path / "a.png", max_side_px=side)
     assert told == [pytest.approx(0.25 * max(1, 1300 / side))]

@@ -16,7 +16,8 @@ from wsiengine.models.activation import activate
 from wsiengine.models.card import Card
 from wsiengine.models.detection import Detection
 from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects
-from wsikernels.masks import cut_masks, paste_masks
+from wsikernels.masks import cut_masks, mask_areas, paste_masks
+from wsikernels.pairs import IOS, IOU, overlapping_pairs, suppress
 
 _SLACK = 1e-3  # a probability may leave [0, 1] by rounding
 _SIDES = (TOP, LEFT, BOTTOM, RIGHT)
@@ -75,8 +76,25 @@ def decode(outputs: Mapping[str, np.ndarray], card: Card) -> Found:
     """
     rule = _rule(card)
     found = _boxes(outputs, card, rule) if "boxes" in outputs else _peaks(outputs, card, rule)
-    best = found.take(np.argsort(-found.scores, kind="stable")[: rule.per_tile])
+    found = _thinned(found.take(np.argsort(-found.scores, kind="stable")), rule)
+    best = found.take(np.arange(min(len(found.scores), rule.per_tile)))
     return replace(best, left_out=len(found.scores) - len(best.scores))
+
+
+def _thinned(found: Found, rule: Detection) -> Found:
+    """Without what the tile's own better boxes suppress: a network without suppression inside gives thousands.
+
+    The global pass would do the same; masks and softened scores are left to it.
+    """
+    merge = rule.merge
+    if found.masks is not None or merge.method != "nms" or not merge.within_tile or len(found.scores) < 2:
+        return found
+    labels = np.zeros_like(found.labels) if merge.across_classes else found.labels
+    everywhere = np.tile([-1e9, -1e9, 1e9, 1e9], (len(labels), 1))
+    measure = IOS if merge.overlap == "ios" else IOU
+    pairs, _ = overlapping_pairs(found.boxes, everywhere, labels, merge.above, measure)
+    order = np.arange(len(labels))
+    return found.take(np.flatnonzero(suppress(order, pairs) == order))
 
 
 def _rule(card: Card) -> Detection:
@@ -298,8 +316,6 @@ def candidates(found: Found, tile: TileView, card: Card) -> Objects:
 
 def _with_area(objects: Objects) -> Objects:
     """Those whose mask has a pixel at all."""
-    from wsikernels.masks import mask_areas
-
     return objects.take(mask_areas(objects.frames, objects.bits) > 0)
 
 

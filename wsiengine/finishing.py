@@ -4,7 +4,7 @@ No model runs here, so ``export`` calls the same functions with another threshol
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import shapely
 
 from wsiengine.annotations import AnnotateOptions, Annotation, annotate, tile_annotations, write_geojson
 from wsiengine.errors import PlanError
-from wsiengine.tasks.classify import label, tile_probabilities
+from wsiengine.tasks.classify import MapLayout, label, tile_probabilities
 from wsiengine.truth import Truth
 
 
@@ -37,6 +37,12 @@ class Finish:
     tiles: bool = False
     classes: tuple[str, ...] | None = None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As JSON has it, for ``run.json``; a choice of classes only where there is one."""
+        chosen = {"classes": list(self.classes)} if self.classes else {}
+        return {name: value for name, value in asdict(self).items() if name != "classes"} | chosen
+
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise PlanError(f"The threshold must be between 0 and 1, not {self.threshold:g}.", hint="0.5, say.")
@@ -44,6 +50,26 @@ class Finish:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise PlanError(f"{name} must be 0 or more, not {value:g}.", hint="0 switches it off.")
+
+
+def refuse_unfit(finish: Finish, task: str, layout: MapLayout) -> None:
+    """Whether a model of that task can give what is asked; before a run, so that none is in vain.
+
+    Raises:
+        PlanError: It cannot; says why.
+    """
+    if finish.tiles and task != "classify":
+        raise PlanError(
+            "Only classifiers have tile objects: this model's results are no tiles.", hint="leave --tiles out."
+        )
+    if not finish.classes:
+        return
+    names = [name for name, _ in getattr(layout, "object_classes", ())]
+    if not names:
+        raise PlanError("Only a detector's objects can be chosen by class.", hint="leave --classes out.")
+    unknown = [name for name in finish.classes if name not in names]
+    if unknown:
+        raise PlanError(f"The model knows no class {', '.join(unknown)}.", hint=f"its classes are {', '.join(names)}.")
 
 
 def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> Sequence[Annotation]:
@@ -54,10 +80,7 @@ def make_annotations(truth: Truth, coded: np.ndarray, finish: Finish) -> Sequenc
         coded: Its map, (rows, cols, channels) uint8.
         finish: How to draw.
     """
-    if finish.classes and truth.task.name != "detect":
-        raise PlanError(
-            "A choice of classes is for objects, which this model does not find.", hint="leave --classes out."
-        )
+    refuse_unfit(finish, truth.task.name, truth.layout)
     return truth.task.annotate(truth, coded, finish)
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import shapely
 
-from wsiengine.errors import PlanError
 from wsiengine.finishing import Finish
 from wsiengine.geometry import Lattice
 from wsiengine.objects import Objects
@@ -59,11 +58,7 @@ class ObjectAnnotations(Sequence[Annotation]):
 
     @classmethod
     def of(cls, truth: "Truth", finish: Finish) -> "ObjectAnnotations":
-        """The objects of a run that pass the filter of ``finish``, its region and its tissue.
-
-        Raises:
-            PlanError: A class is asked for that the model does not have.
-        """
+        """The objects of a run that pass the filter of ``finish``, its region and its tissue."""
         objects, layout, lattice = objects_in(truth), _layout(truth), truth.grid.lattice
         kinds, areas = layout.classes_of(objects), areas_px(objects)
         calibrated = bool(truth.arrays["calibrated"][0])
@@ -72,7 +67,8 @@ class ObjectAnnotations(Sequence[Annotation]):
         kept &= areas * unit >= finish.min_area_um2
         kept &= within(objects, truth.analysed, lattice.cell_px)
         if finish.classes:
-            kept &= np.isin(kinds, _wanted_classes(finish.classes, layout))
+            names = [name for name, _ in layout.object_classes]
+            kept &= np.isin(kinds, [names.index(name) for name in finish.classes])
         if truth.region_wkt:
             kept &= _centred_in(shapely.from_wkt(truth.region_wkt), objects, lattice)
         shown = np.flatnonzero(kept)
@@ -142,14 +138,6 @@ def _layout(truth: "Truth") -> DetectLayout:
     if not isinstance(truth.layout, DetectLayout):
         raise TypeError(f"a detector's truth has a DetectLayout, not {type(truth.layout).__name__}")
     return truth.layout
-
-
-def _wanted_classes(asked: Sequence[str], layout: DetectLayout) -> list[int]:
-    names = [name for name, _ in layout.object_classes]
-    unknown = [name for name in asked if name not in names]
-    if unknown:
-        raise PlanError(f"The model knows no class {', '.join(unknown)}.", hint=f"its classes are {', '.join(names)}.")
-    return [names.index(name) for name in asked]
 
 
 def _centred_in(geometry: Any, objects: Objects, lattice: Lattice) -> np.ndarray:
@@ -364,5 +352,3 @@ def density_map(truth: "Truth", shown: ObjectAnnotations) -> tuple[np.ndarray, i
     np.add.at(counts, (shown.kinds, np.minimum(square[:, 0], rows - 1), np.minimum(square[:, 1], cols - 1)), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(analysed > 0, counts / analysed, np.nan).astype(np.float32), side
-
-

@@ -9,6 +9,7 @@ import numpy as np
 
 from wsiengine.errors import OutputError
 from wsiengine.geometry import Mpp, Size
+from wsiengine.object_overlay import draw_objects
 from wsiengine.qupath import Annotation, replacing
 from wsiengine.slides.base import Slide
 from wsiengine.tissue import read_whole, require_mpp
@@ -39,14 +40,17 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class LegendEntry:
-    """One class that occurs: its area and number of regions."""
+    """One class that occurs: its area and number of regions, or of objects (``counted``)."""
 
     name: str
     colour: Colour
     area_mm2: float
     regions: int
+    counted: bool = False
 
     def __str__(self) -> str:
+        if self.counted:
+            return f"{self.name}   {self.regions:,}"
         return f"{self.name}   {area_words(self.area_mm2)}"
 
 
@@ -72,8 +76,9 @@ def draw_overlay(
     title: str = "",
     picture: np.ndarray | None = None,
     max_side_px: int = 2048,
+    calibrated: bool = True,
 ) -> None:
-    """Write a PNG: the slide with its regions outlined and tinted, title, legend, scale bar and notice.
+    """Write a PNG: the slide with its regions or objects, title, legend, scale bar and notice.
 
     Equal input gives equal bytes; the file holds no metadata.
 
@@ -84,6 +89,7 @@ def draw_overlay(
         title: A line above the picture.
         picture: The slide's thumbnail (rows, cols, 3) uint8, if it is at hand already.
         max_side_px: Longer side of the picture of the slide.
+        calibrated: Whether µm/px are known; else lengths are pixels.
 
     Raises:
         OutputError: The file cannot be written.
@@ -92,10 +98,11 @@ def draw_overlay(
     enlarge = max(1, LEAST_SIDE_PX // max(base.shape[:2]))
     canvas = cv2.resize(base, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_NEAREST)
     style = Style.of(canvas.shape[1])
-    draw_regions(canvas, annotations, slide.info.size_l0, style.line)
+    draw = draw_objects if len(annotations) and annotations[0].object_type == "detection" else draw_regions
+    draw(canvas, annotations, slide.info.size_l0, style.line)
     mpp = require_mpp(slide.info)
     page = compose(canvas, title, legend(annotations, mpp), style)
-    draw_scale_bar(page, mpp.x * slide.info.size_l0.width / canvas.shape[1], style)
+    draw_scale_bar(page, mpp.x * slide.info.size_l0.width / canvas.shape[1], style, calibrated=calibrated)
     data = cv2.imencode(".png", page[..., ::-1])[1].tobytes()
     try:
         with replacing(Path(path)) as file:
@@ -113,8 +120,9 @@ def legend(annotations: Iterable[Annotation], mpp: Mpp) -> list[LegendEntry]:
     for annotation in annotations:
         name = annotation.class_name or "Unclassified"
         area_mm2 = annotation.geometry.area * mpp.pixel_um2 / 1e6
+        counted = annotation.object_type == "detection"
         known = found.get(name, LegendEntry(name, annotation.colour, 0.0, 0))
-        found[name] = LegendEntry(name, known.colour, known.area_mm2 + area_mm2, known.regions + 1)
+        found[name] = LegendEntry(name, known.colour, known.area_mm2 + area_mm2, known.regions + 1, counted)
     return list(found.values())
 
 
@@ -163,11 +171,15 @@ def scale_bar_um(um_per_px: float, width_px: int) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
 
 
-def draw_scale_bar(page: np.ndarray, um_per_px: float, style: Style) -> None:
-    """A bar with its length at the bottom right of the page, in place: there it hides no tissue."""
+def draw_scale_bar(page: np.ndarray, um_per_px: float, style: Style, *, calibrated: bool = True) -> None:
+    """A bar with its length at the bottom right of the page, in place: there it hides no tissue.
+
+    Where nobody knows the µm/px (``calibrated``), lengths are pixels of the slide.
+    """
     width = page.shape[1] - 2 * style.margin
     length_um = scale_bar_um(um_per_px, width)
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    label = label if calibrated else f"{length_um:g} px"
     bar = round(length_um / um_per_px)
     x1, y1 = style.margin + width, page.shape[0] - style.margin
     page[y1 - style.text // 3 : y1, x1 - bar : x1] = INK

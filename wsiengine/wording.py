@@ -1,6 +1,7 @@
 """How a run speaks to a person: numbers with units, a plan in four lines, a result in one. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,12 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
     runtime = (
         f"ONNX Runtime {plan.job.runtime.provider.removesuffix('ExecutionProvider')}" if plan.job else "no session"
     )
+    known = plan.options.calibrated  # else a pixel counts as a µm
+    tissue_mm2 = plan.tissue_um2 / 1e6
+    size = area_words(tissue_mm2) if known else f"{tissue_mm2:.3g} Mpx"
     whole = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     return [
-        ("slide", slide_words(plan.path, plan.info)),
+        ("slide", slide_words(plan.path, plan.info if known else replace(plan.info, mpp=None))),
         (
             "model",
             f"{card.name} {card.version} · {card.input.size_px} px at {card.input.resolution} · {runtime}, "
@@ -74,7 +78,7 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
         ),
         (
             "tissue",
-            f"{percent(plan.tissue_um2 / whole)} of the slide · {area_words(plan.tissue_um2 / 1e6)} · "
+            f"{percent(plan.tissue_um2 / whole)} of the slide · {size} · "
             f"{plan.tile_count:,} tiles, overlap {percent(plan.options.overlap)} → stride {grid.stride_px} px "
             f"({percent(grid.overlap)})" + (", dense windows" if plan.options.mode == "dense" else ""),
         ),
@@ -125,15 +129,24 @@ def _objects_words(summary: Mapping[str, Any]) -> str:
         f"{count:,} {name}" + (f" ({density[name]:,.1f} per {per})" if name in density else "")
         for name, count in summary["objects"].items()
     ]
-    for key, text in (
-        ("cut", "cut by a tile's border"),
-        ("left_out", "left out: a tile had more than the card allows"),
-    ):
-        if summary.get(key):
-            words.append(f"{summary[key]:,} {text}")
+    if summary.get("cut"):
+        words.append(f"{summary['cut']:,} cut by a tile's border")
     if summary.get("unreadable_tiles"):
         words.append(unreadable_words(summary))
     return " · ".join(words or ["no objects found"])
+
+
+def area_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Of a detector: objects in each annotation of the region."""
+    return [f"{area['name']}: {_objects_words(area)}" for area in summary.get("areas", [])]
+
+
+def left_out_words(summary: Mapping[str, Any]) -> str:
+    """How many candidates the card's limit per tile left out."""
+    return (
+        f"{summary['left_out']:,} candidates were left out: a tile had more than the card's detection.per_tile allows. "
+        "The best were kept."
+    )
 
 
 def unreadable_words(summary: Mapping[str, Any]) -> str:

@@ -4,14 +4,16 @@ import argparse
 import csv
 import io
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wsiengine.commands.arguments import add_drawing
-from wsiengine.errors import OutputConflict, OutputError
+from wsiengine.errors import OutputConflict, OutputError, PlanError
 
-FORMATS = ("geojson", "geojson.gz", "csv")
+FORMATS = ("geojson", "geojson.gz", "csv", "zarr")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from wsiengine.finishing import make_annotations, qupath_offset, summarise, tile_objects
     from wsiengine.result import Result
     from wsiengine.truth import Truth
-    from wsiengine.wording import summary_words
+    from wsiengine.wording import area_lines, summary_words
 
     result = Result(args.folder)
     truth = Truth.load(args.folder / "probability.zarr")
@@ -42,14 +44,19 @@ def run(args: argparse.Namespace) -> int:
     finish = replace(result.finish(), tiles=args.tiles, **{k: v for k, v in changes.items() if v is not None})
     annotations = make_annotations(truth, truth.map(), finish)
     path = _path(args)
-    objects = [*annotations, *(tile_objects(truth, finish) if args.tiles else [])]
-    written = write(objects, path, offset_l0=qupath_offset(truth))
+    if path.suffix == ".zarr":
+        written = _write_table(truth, annotations, path)
+    else:
+        objects = [*annotations, *tile_objects(truth, finish)] if args.tiles else annotations
+        written = write(objects, path, offset_l0=qupath_offset(truth))
     summary = summarise(truth, annotations)
     if args.json:
         print(json.dumps({"summary": summary, "files": [str(p) for p in written]}, ensure_ascii=False))
         return 0
     print(f"{'drawn':<9}threshold {finish.threshold:g} · smoothing {finish.smoothing_um:g} µm")
     print(f"{'result':<9}{summary_words(summary)}")
+    for area in area_lines(summary):
+        print(f"{'area':<9}{area}")
     print(f"{'files':<9}{' · '.join(str(p) for p in written)}")
     return 0
 
@@ -65,7 +72,19 @@ def _path(args: argparse.Namespace) -> Path:
     return path
 
 
-def write(annotations: list[Any], path: Path, *, offset_l0: tuple[int, int]) -> list[Path]:
+def _write_table(truth: Any, annotations: Sequence[Any], path: Path) -> list[Path]:
+    """A detector's objects as columns → files written."""
+    from wsiengine.object_outputs import ObjectAnnotations, write_table
+
+    if not isinstance(annotations, ObjectAnnotations):
+        raise PlanError("Only a detector's objects have a Zarr table.", hint="--format csv.")
+    if path.exists():
+        shutil.rmtree(path)
+    write_table(truth, annotations, path)
+    return [path]
+
+
+def write(annotations: Sequence[Any], path: Path, *, offset_l0: tuple[int, int]) -> list[Path]:
     """Write annotations as GeoJSON, or as a table of regions (``.csv``) → files written."""
     if path.suffix != ".csv":
         from wsiengine.annotations import write_geojson

@@ -1,5 +1,6 @@
-"""Reading flat images (PNG, JPEG, plain TIFF) by holding them whole: camera fields, crops, mammograms."""
+"""Reading flat images (PNG, JPEG, PGM, plain TIFF) by holding them whole: camera fields, crops, mammograms."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import tifffile
 from wsiengine.errors import UnreadableSlide, UnsupportedSlide
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.slides.base import SlideInfo, levels_of
+from wsiengine.slides.pnm import MAGICS as PNM_MAGICS
+from wsiengine.slides.pnm import decode_pnm
 from wsiengine.slides.sources import open_tiff
 from wsiengine.slides.tiff import MAGICS, lacks_pixels, page_resolution
 from wsiengine.slides.white import over_white
@@ -51,12 +54,13 @@ def open_flat(path: str, window: tuple[float, float] | None = None) -> FlatReade
         head = file.read(8)
     if head[:4] in MAGICS:
         return _open_tiff(path, window)
-    if head != _PNG and not head.startswith(_JPEG):
+    netpbm = head[:2] in PNM_MAGICS and head[2:3].isspace()
+    if head != _PNG and not head.startswith(_JPEG) and not netpbm:
         return None
     data = Path(path).read_bytes()
-    kind = "PNG" if head == _PNG else "JPEG"
+    kind = "Netpbm" if netpbm else "PNG" if head == _PNG else "JPEG"
     try:
-        pixels = imagecodecs.png_decode(data) if kind == "PNG" else _decode_jpeg(data)
+        pixels = _DECODERS[kind](data)
     except (RuntimeError, ValueError) as error:
         raise UnreadableSlide(
             f"{path} cannot be decoded: {error}.", hint="the file is damaged: copy it again from its origin."
@@ -68,6 +72,13 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
     if b"\xff\xd9" not in data[-65536:]:
         raise ValueError("the JPEG stream has no end, the file is truncated")
     return imagecodecs.jpeg8_decode(data)
+
+
+_DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
+    "PNG": imagecodecs.png_decode,
+    "JPEG": _decode_jpeg,
+    "Netpbm": decode_pnm,
+}
 
 
 def _open_tiff(path: str, window: tuple[float, float] | None) -> FlatReader | None:
