@@ -21,6 +21,7 @@ from wsiengine.models.card import Card
 from wsiengine.result import Result
 from wsiengine.tasks.segment import Rule, SegmentLayout, Window, add_tiles, blended, find_objects
 from wsiengine.tasks.segmentation import Segmentation
+from wsiengine.wording import summary_words
 
 SIZE = Size(310, 437)  # no multiples of tile, cell or block
 
@@ -61,6 +62,7 @@ def test_each_drawn_gland_is_one_object_of_its_size(planted: Card, tmp_path: Pat
     found = result.annotations
     assert len(found) == len(DISCS)
     assert result.summary["objects"] == {"Gland": len(DISCS)}
+    assert summary_words(result.summary).startswith(f"{len(DISCS)} × gland 0.0")
     for y, x, radius in DISCS:
         disc = shapely.intersection(shapely.Point(x, y).buffer(radius, 64), shapely.box(0, 0, *SIZE.shape[::-1]))
         overlaps = [shapely.intersection(a.geometry, disc).area / a.geometry.union(disc).area for a in found]

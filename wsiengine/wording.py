@@ -116,7 +116,11 @@ def summary_words(summary: Mapping[str, Any]) -> str:
     if "density_per_mm2" in summary or "density_per_mpx" in summary:
         return _objects_words(summary)
     areas = summary["area_mm2"]
-    words = [f"{_in_a_sentence(name)} {area_words(mm2)}" for name, mm2 in areas.items()] or ["nothing found"]
+    counts = summary.get("objects", {})
+    words = [
+        (f"{counts[name]:,} × " if name in counts else "") + f"{_in_a_sentence(name)} {area_words(mm2)}"
+        for name, mm2 in areas.items()
+    ] or ["nothing found"]
     return " · ".join(words + ([unreadable_words(summary)] if summary.get("unreadable_tiles") else []))
 
 
