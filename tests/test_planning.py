@@ -40,8 +40,8 @@ def test_what_does_not_fit_the_machine_is_refused_unless_the_user_says_otherwise
     card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide = ArraySlide(position_pixels(300, 400), 0.7)
-    assert 1 << 28 < preparing.machine_memory_bytes() < 1 << 50
-    monkeypatch.setattr(preparing, "machine_memory_bytes", lambda: 100 << 20)
+    assert 1 << 28 < preparing.usable_memory_bytes() < 1 << 50
+    monkeypatch.setattr(preparing, "usable_memory_bytes", lambda: 100 << 20)
     with pytest.raises(MemoryLimitError, match="the limit is 100 MiB"):
         wsiengine.plan(slide, str(card.folder), tissue="none")
     assert wsiengine.plan(slide, str(card.folder), tissue="none", memory_limit_bytes=4 << 30).tile_count

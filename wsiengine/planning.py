@@ -4,7 +4,6 @@
 all of it to :func:`make_plan`.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from wsiengine.dense import work as dense_work
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
 from wsiengine.geometry import Lattice, Mpp
 from wsiengine.grid import Block, TileGrid, blocks_of
+from wsiengine.machine import usable_cores
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
 from wsiengine.slides.base import SlideInfo
@@ -59,7 +59,7 @@ class Options:
 
     @property
     def worker_threads(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or usable_cores()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,6 @@ Two steps, because a resumed run must know *which* run it is before it spends ti
 fingerprints; :func:`prepare` does what takes reading (or takes it from the journal).
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from wsiengine.finishing import Finish
 from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
+from wsiengine.machine import usable_memory_bytes
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
 from wsiengine.models.precision import REFERENCE
@@ -107,7 +107,7 @@ class Request:
             threshold=self.threshold,
             device=self.device,
             threads=self.threads,
-            memory_limit_bytes=self.memory_limit_bytes or machine_memory_bytes(),
+            memory_limit_bytes=self.memory_limit_bytes or usable_memory_bytes(),
             block_tiles=self.block_tiles,
             mode=mode,
         )
@@ -164,7 +164,7 @@ def identify(request: Request) -> Subject:
     recipe = parse_recipe(request.normalise if request.normalise is not None else card.recipe)
     if card.input.resample == PER_TILE and recipe.steps:
         raise PlanError(
-            f"{card.name} shrinks each tile by itself, and the recipe {recipe} works on pixels that are shrunk already.",
+            f"{card.name} shrinks each tile by itself, and the recipe {recipe} needs pixels that are shrunk already.",
             hint="--normalise none.",
         )
     slide = _open(request, recipe, warnings)
@@ -365,15 +365,6 @@ def _tissue_um2(cells: np.ndarray, inside: np.ndarray | None, lattice: Lattice) 
     rows, cols = lattice.inside()
     share = cells if inside is None else np.where(inside, cells, 0)
     return float(np.asarray(rows) @ share.astype(np.float64) @ np.asarray(cols)) * lattice.cell_um2
-
-
-def machine_memory_bytes() -> int:
-    """Memory that this process may have: the machine's, or its container's where that is less."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # cgroups 2 and 1
-        with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
 
 
 def _card_digest(card: Card) -> str:

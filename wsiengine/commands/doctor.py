@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -43,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 def examine() -> dict[str, Any]:
     """Versions, devices, threads, caches and problems as JSON."""
     from wsiengine import __version__
+    from wsiengine.machine import usable_cores
     from wsiengine.models.registry import config_dir, list_models
     from wsiengine.models.runtime import providers
 
@@ -54,7 +54,7 @@ def examine() -> dict[str, Any]:
         "wsiengine": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": usable_cores(),
         "onnxruntime": runtime["version"],
         "providers": runtime["providers"],
         "device": _device(problems),

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from wsiengine.commands.arguments import positive, whole
+from wsiengine.machine import usable_cores
 from wsiengine.models.precision import ASKED
 
 
@@ -44,7 +45,6 @@ def _scale(text: str) -> tuple[float, float]:
 
 
 def run(args: argparse.Namespace) -> int:
-    import os
     from dataclasses import replace
 
     from wsiengine.errors import WsiError
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         fields = [replace(field, mpp_yx=args.source_mpp) for field in fields]
     classes = [c.name for c in card.map_classes]
     chosen = choose(fields, classes, _folds(args.folds))
-    threads = args.threads or len(os.sched_getaffinity(0))
+    threads = args.threads or usable_cores()
     rows = score_images(card, chosen, open_runtime(card, args.precision, device=args.device, threads=threads))
     found = report(rows, classes, args.rule, card.uncertain.below if card.uncertain else 0.0)
     if args.output:

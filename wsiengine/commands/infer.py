@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--overwrite", action="store_true", help="replace another run's results in the output folder")
     add_drawing(parser.add_argument_group("regions"))
     talk = parser.add_argument_group("output")
+    talk.add_argument("--profile", action="store_true", help="tell where the time went; a timeline in profile.png")
     talk.add_argument("--quiet", action="store_true", help="print errors only")
     talk.add_argument("--json", action="store_true", help="print progress and result as JSON lines")
 
@@ -182,6 +183,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     from wsiengine.inference import Outputs
 
     return {
+        "profile": args.profile,
         "outputs": Outputs(args.smoothing or 0.0, None, args.min_area or 0.0, args.tiles, args.classes),
         "overlap": args.overlap,
         "batch_size": args.batch_size,
@@ -223,19 +225,28 @@ def find_slides(arguments: Sequence[str], missing: list[SlideNotFound]) -> list[
         if "://" in argument or path.is_file():
             found.append(argument)
         elif path.is_dir():
-            inside = sorted(str(p) for p in path.iterdir() if _is_slide(p))
+            inside = _slides_of(sorted(p for p in path.iterdir() if _is_slide(p)))
             if not inside:
                 hint = "give the folder that holds the slide files themselves (.svs, .ndpi, .tiff, …)."
                 missing.append(SlideNotFound(f"The folder {argument} holds no slides.", hint=hint))
             found += inside
         elif has_magic(argument):
-            inside = sorted(name for name in glob(argument, recursive=True) if Path(name).is_file())
+            inside = _slides_of(sorted(p for name in glob(argument, recursive=True) if (p := Path(name)).is_file()))
             if not inside:
                 missing.append(SlideNotFound(f"No file matches {argument}.", hint="check the pattern and the folder."))
             found += inside
         else:
             found.append(argument)
     return list(dict.fromkeys(found))
+
+
+def _slides_of(paths: Sequence[Path]) -> list[str]:
+    """DICOM slides have a file per level: one of each series stands for all."""
+    if not any(path.suffix.lower() == ".dcm" for path in paths):
+        return [str(path) for path in paths]
+    from wsiengine.slides.dicom import one_of_each_series
+
+    return [str(path) for path in one_of_each_series(paths)]
 
 
 def _is_slide(path: Path) -> bool:

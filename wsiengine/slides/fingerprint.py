@@ -1,12 +1,14 @@
 """The identity of a slide: of its bytes, never of its path, its time stamp or the way it is read."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import tifffile
 
 from wsiengine.slides.base import SlideInfo
-from wsiengine.slides.sources import open_source, open_tiff
+from wsiengine.slides.companions import files_of
+from wsiengine.slides.sources import is_url, open_source, open_tiff
 
 _EDGE_BYTES = 1 << 20
 
@@ -15,9 +17,12 @@ def fingerprint(path: str, info: SlideInfo) -> str:
     """sha256 (hex) over the file's length, level-0 size, its TIFF tile tables, and the first and last MiB.
 
     The tables hold place and length of every compressed tile, so that two files that differ anywhere almost surely
-    differ here, at a cost that does not depend on the size of the slide. Formats of several files (MIRAX, DICOM) are
-    known by the file that was named.
+    differ here, at a cost that does not depend on the size of the slide. Of a slide in several files (MIRAX, VMS, a
+    DICOM series) it is over the length and the edges of each, whichever of a series was named.
     """
+    parts = [] if is_url(path) else files_of(Path(path))
+    if len(parts) > 1:
+        return _of_several(parts, info)
     digest = hashlib.sha256(b"wsiengine slide 1\n")
     with open_source(path) as source:
         digest.update(f"{source.length_bytes} {info.size_l0.height} {info.size_l0.width}\n".encode())
@@ -27,6 +32,19 @@ def fingerprint(path: str, info: SlideInfo) -> str:
         if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             _add_tile_tables(digest, path)
     return digest.hexdigest()
+
+
+def _of_several(parts: list[Path], info: SlideInfo) -> str:
+    digests = []
+    for part in parts:
+        with open_source(str(part)) as source:
+            digest = hashlib.sha256(f"{source.length_bytes}\n".encode())
+            edge = min(_EDGE_BYTES, source.length_bytes)
+            digest.update(source.read(0, edge))
+            digest.update(source.read(source.length_bytes - edge, edge))
+        digests.append(digest.digest())
+    size = f"wsiengine slide of several files 1\n{info.size_l0.height} {info.size_l0.width}\n"
+    return hashlib.sha256(size.encode() + b"".join(sorted(digests))).hexdigest()
 
 
 def _add_tile_tables(digest: "hashlib._Hash", path: str) -> None:
