@@ -13,7 +13,8 @@ from typing import Any
 class Event:
     """What has happened.
 
-    ``kind``: start, terms, plan, warning, note, resume, progress, stage, result or summary. ``data``: JSON, but a plan.
+    ``kind``: start, terms, plan, warning, note, resume, progress, stage, profile,
+    result or summary. ``data``: JSON, but a plan.
     """
 
     kind: str
@@ -21,24 +22,43 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+_MOST_SPANS = 200_000  # a picture shows no more; 20 MB
 
 
 def silent(event: Event) -> None:
     """A listener that ignores everything."""
 
 
-class Stopwatch:
-    """Seconds spent per stage; stages of worker threads add up (thread-seconds). Thread-safe."""
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What a thread (``lane``) did from ``start_s`` to ``stop_s``, counted from the start of the run."""
 
-    def __init__(self) -> None:
+    lane: str
+    stage: str
+    start_s: float
+    stop_s: float
+
+
+class Stopwatch:
+    """Seconds spent per stage, and when; stages of worker threads add up (thread-seconds). Thread-safe."""
+
+    def __init__(self, *, drawn: bool = False) -> None:
+        self.drawn = drawn  # somebody wants to see the timeline
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
         self._started = time.perf_counter()
+        self._spans: list[Span] = []
 
     def add(self, seconds: Mapping[str, float]) -> None:
+        """Take stages that have just ended on this thread, one after the other."""
+        lane, stop = threading.current_thread().name, time.perf_counter() - self._started
         with self._lock:
             for stage, spent in seconds.items():
                 self._seconds[stage] += spent
+            for stage, spent in reversed(list(seconds.items())):
+                if len(self._spans) < _MOST_SPANS:
+                    self._spans.append(Span(lane, stage, stop - spent, stop))
+                stop -= spent
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -52,6 +72,12 @@ class Stopwatch:
     def stages_s(self) -> dict[str, float]:
         with self._lock:
             return {stage: round(spent, 4) for stage, spent in self._seconds.items()}
+
+    @property
+    def spans(self) -> list[Span]:
+        """All so far, the latest last."""
+        with self._lock:
+            return sorted(self._spans, key=lambda span: span.stop_s)
 
     @property
     def wall_s(self) -> float:

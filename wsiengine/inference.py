@@ -1,9 +1,8 @@
 """The main job: a slide and a model in, a folder of results out. Joins all the other modules."""
 
-import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +12,21 @@ import numpy as np
 from wsiengine import __version__
 from wsiengine.errors import PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
-from wsiengine.finishing import Finish, make_annotations, summarise, write_annotations
+from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summarise, write_annotations
 from wsiengine.grid import blocks_of
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory
 from wsiengine.output import Workspace, refuse_gaps, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
+from wsiengine.profile import Profile, draw_profile
 from wsiengine.result import Result
 from wsiengine.slides.base import Slide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Gathered
 from wsiengine.tissue import tissue_cost
 from wsiengine.truth import Truth
-from wsiengine.wording import unreadable_words
+from wsiengine.wording import left_out_words, unreadable_words
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -57,6 +57,7 @@ def infer(
     client: "Client | None" = None,
     listener: Listener = silent,
     outputs: Outputs | None = None,
+    profile: bool = False,
     **options: Any,
 ) -> Result:
     """Run a model over a slide.
@@ -72,6 +73,7 @@ def infer(
         client: A ``distributed.Client`` whose workers score the blocks; by default threads do.
         listener: Called with an :class:`~wsiengine.events.Event` at every step.
         outputs: Smoothing, simplification and extra files.
+        profile: Also write ``profile.png``, a timeline of the run, and tell an event of where its time went.
         **options: Fields of :class:`wsiengine.preparing.Request` (``overlap``, ``region``, ``tissue``, ``mpp``, …).
 
     Returns:
@@ -80,7 +82,7 @@ def infer(
     Raises:
         WsiError: In words, whatever went wrong. Finished blocks stay.
     """
-    watch = Stopwatch()
+    watch = Stopwatch(drawn=profile)
     request = Request(slide=slide, model=model, **options)
     with watch.stage("open"):
         subject = identify(request)
@@ -104,8 +106,9 @@ def _settings(subject: Subject, outputs: Outputs | None) -> dict[str, Any]:
     """How the regions of a finished run would be drawn, were it run now."""
     asked = subject.request.threshold
     threshold = task_of(subject.card.task).layout(subject.card).uncertain_below if asked is None else asked
-    settings: dict[str, Any] = json.loads(_json(asdict(Finish(threshold, **asdict(outputs or Outputs())))))
-    return settings  # as they are read back: a tuple is a list there
+    finish = Finish(threshold, **asdict(outputs or Outputs()))
+    refuse_unfit(finish, subject.card.task, task_of(subject.card.task).layout(subject.card))
+    return finish.facts
 
 
 def _run(
@@ -132,8 +135,9 @@ def _run(
         give_back_memory()
         listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
         with Meanwhile(subject.slide) as meanwhile:
-            gathered = _score(prepared.plan, (journal, recovered), client, listener, watch)
-            picture = meanwhile.picture()
+            gathered = _score(prepared.plan, (journal, recovered), client, listener, watch, meanwhile.begin)
+            with watch.stage("picture (wait)"):
+                picture = meanwhile.picture()
     give_back_memory()
     if subject.slide.fingerprint() != subject.fingerprint:
         space.forget()  # nobody can say which of the blocks are of which slide
@@ -164,9 +168,14 @@ def _score(
     client: "Client | None",
     listener: Listener,
     watch: Stopwatch,
+    begun: Callable[[], None],
 ) -> Gathered:
-    """The results of all wanted tiles: those of an earlier attempt, and the rest by running the graph."""
-    from wsiengine.graph import run_blocks
+    """The results of all wanted tiles: those of an earlier attempt, and the rest by running the graph.
+
+    ``begun`` is called after every block.
+    """
+    with watch.stage("import dask"):
+        from wsiengine.graph import run_blocks
 
     journal, recovered = past
     gathered = plan.task.gather(plan, recovered)
@@ -184,9 +193,10 @@ def _score(
 
     def record(block: Any) -> None:
         nonlocal done
+        watch.add(block.seconds)
         with watch.stage("journal"):
             plan.task.record(journal, block)
-        watch.add(block.seconds)
+        begun()
         with count_lock:
             gathered.add(block)
             done += int(np.count_nonzero(left[block.tiles.slices]))
@@ -238,8 +248,15 @@ def _finish(
         title = f"{subject.card.name} {subject.card.version}"
         if "unreadable_tiles" in summary:
             title += f" · {unreadable_words(summary)}"
-        draw_overlay(subject.slide, annotations, draft / "overlay.png", title=title, picture=picture)
-    summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
+        path, known = draft / "overlay.png", subject.calibrated
+        draw_overlay(subject.slide, annotations, path, title=title, picture=picture, calibrated=known)
+    if subject.calibrated:
+        summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
+    if summary.get("left_out"):
+        listener(Event("warning", {"text": left_out_words(summary)}))
+    if watch.drawn:
+        draw_profile(watch, draft / "profile.png")
+        listener(Event("profile", {"lines": Profile.of(watch).lines(), **Profile.of(watch).facts()}))
     files = sorted([*(path.name for path in draft.iterdir()), "run.json"])
     facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
     (draft / "run.json").write_text(_json(facts), encoding="utf-8")
@@ -290,7 +307,7 @@ def run_facts(
             "reader": info.reader,
             "size_l0": {"height": info.size_l0.height, "width": info.size_l0.width},
             "levels": len(info.levels),
-            "mpp": {"y": plan.lattice.slide_mpp.y, "x": plan.lattice.slide_mpp.x},
+            "mpp": {"y": plan.lattice.slide_mpp.y, "x": plan.lattice.slide_mpp.x} if subject.calibrated else None,
         },
         "model": {
             "name": card.name,
@@ -309,7 +326,7 @@ def run_facts(
             "working_mpp": {"y": plan.lattice.mpp.y, "x": plan.lattice.mpp.x},
             "cell_px": plan.lattice.cell_px,
         },
-        "finish": asdict(finish),
+        "finish": finish.facts,
         "normalisation": {
             "recipe": str(subject.recipe),
             "fitted": prepared.normaliser.to_json(),
@@ -317,7 +334,7 @@ def run_facts(
         },
         "warnings": list(subject.warnings),
         **results,
-        "timing": {"wall_s": watch.wall_s, "stages_s": watch.stages_s},
+        "timing": Profile.of(watch).facts(),
         "host": {
             "python": platform.python_version(),
             "machine": platform.machine(),
@@ -331,4 +348,6 @@ def run_facts(
 
 
 def _json(facts: Mapping[str, Any]) -> str:
+    import json
+
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"

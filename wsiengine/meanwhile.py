@@ -4,9 +4,8 @@ Finishing then waits for neither, and the memory that reading the picture takes 
 the map. It runs on a thread of its own and is given up with the run.
 """
 
-import gc
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from ctypes import CDLL
 from types import TracebackType
 
@@ -16,11 +15,11 @@ from wsiengine.slides.base import Slide
 
 
 class Meanwhile:
-    """A context manager: starts on entering, stops on leaving."""
+    """A context manager: starts once it is told that the first block is done, stops on leaving."""
 
     def __init__(self, slide: Slide) -> None:
         self._slide = slide
-        self._over = threading.Event()
+        self._over, self._begun = threading.Event(), threading.Event()
         self._picture: Future[np.ndarray] | None = None
 
     def __enter__(self) -> "Meanwhile":
@@ -31,6 +30,11 @@ class Meanwhile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._over.set()
+        self._begun.set()
+
+    def begin(self) -> None:
+        """The first block is done: before, every import would keep it waiting."""
+        self._begun.set()
 
     def picture(self) -> np.ndarray:
         """The slide's thumbnail, as :func:`wsiengine.report.thumbnail` gives it; waits for it.
@@ -39,9 +43,13 @@ class Meanwhile:
             UnreadableSlide: A part of the slide cannot be decoded.
         """
         assert self._picture is not None
+        self._begun.set()
         return self._picture.result()
 
     def _get_ready(self) -> np.ndarray:
+        self._begun.wait()
+        if self._over.is_set():
+            raise CancelledError
         import wsiengine.store  # noqa: F401  (slow to import)
         from wsiengine.report import thumbnail
 
@@ -50,7 +58,6 @@ class Meanwhile:
 
 def give_back_memory() -> None:
     """Return memory that was freed to the system: the C library keeps pieces below 32 MB for later."""
-    gc.collect()
     trim = getattr(CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from wsiengine.errors import WsiError
 from wsiengine.events import Event
-from wsiengine.wording import clock, plan_facts, plan_lines, summary_words
+from wsiengine.wording import area_lines, clock, plan_facts, plan_lines, summary_words
 
 _STEP = 0.1  # plain lines tell of every tenth of a run
 
@@ -86,9 +86,14 @@ class Lines(Display):
                     self.progress(data["done"], data["total"])
                 case "stage":
                     self.stage(data["name"])
+                case "profile":
+                    for text in data["lines"]:
+                        self.line("profile", text)
                 case "result":
                     self.close()
                     self.line("result", summary_words(data["summary"]))
+                    for area in area_lines(data["summary"]):
+                        self.line("area", area)
                     self.line("files", " · ".join(data["files"]))
 
     def progress(self, done: int, total: int) -> None:
