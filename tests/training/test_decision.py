@@ -7,7 +7,7 @@ import torch
 from tests.training.fields import write_sets
 from wsiengine.training.cells import CellNet
 from wsiengine.training.data import CLASSES, read_fields
-from wsiengine.training.decision import MiddleRule, fit_rule, image_accuracy
+from wsiengine.training.decision import MiddleRule, Worth, fit_rule, image_worth
 from wsiengine.training.scoring import Scores
 
 
@@ -60,9 +60,9 @@ def shifted(tmp_path_factory):
 
 
 def test_a_rule_is_found_that_holds_in_every_set(shifted):
-    assert image_accuracy(shifted)["glas"] == pytest.approx(2 / 3)
+    assert image_worth(shifted)["glas"] == Worth(pytest.approx(2 / 3), 0.0)
     rule = fit_rule([shifted])
     assert rule.share < 1
     assert rule.lift > 0
-    found = image_accuracy(rule.applied(shifted))
-    assert found == {"ebhi": 1.0, "glas": 1.0, "lc25000": 1.0}
+    found = image_worth(rule.applied(shifted))
+    assert found == dict.fromkeys(("ebhi", "glas", "lc25000"), Worth(1.0, 1.0))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from wsiengine.evaluate import balanced_accuracy, confusion
+from wsiengine.evaluate import balanced_accuracy, class_figures, confusion
 from wsiengine.training.cells import CellNet
 from wsiengine.training.figures import asserted, diagnosed
 from wsiengine.training.scoring import Scores
@@ -56,19 +56,32 @@ class MiddleRule:
         return copy.eval()
 
 
-def image_accuracy(scores: Scores) -> dict[str, float]:
-    """Balanced accuracy by image, of every set that the scores hold."""
+@dataclass(frozen=True)
+class Worth:
+    """Balanced accuracy by image of a set, and the lowest recall among its classes."""
+
+    balanced: float
+    worst: float
+
+
+def image_worth(scores: Scores) -> dict[str, Worth]:
+    """How every set that the scores hold is told apart, by image."""
     images = diagnosed(scores).by_field()
     sources = images.column("source")
     found = {}
     for source in np.unique(sources):
         part = images.where(sources == source)
-        found[str(source)] = balanced_accuracy(confusion(part.labels, asserted(part), len(part.classes)))
+        counts = confusion(part.labels, asserted(part), len(part.classes))
+        recall = class_figures(counts).recall
+        found[str(source)] = Worth(balanced_accuracy(counts), float(np.nanmin(recall)))
     return found
 
 
 def fit_rule(parts: Iterable[Scores]) -> MiddleRule:
-    """The rule that does best on average over all sets of all parts, each of which counts alike.
+    """The rule that is worth most on average over all sets of all parts, each of which counts alike.
+
+    A set's worth is the mean of its balanced accuracy and of its worst class's recall: a class that is never found is
+    no use, however well the others do.
 
     Args:
         parts: Scores of fields that their network has not seen: of sets that it has seen, and of sets that it has not.
@@ -76,6 +89,7 @@ def fit_rule(parts: Iterable[Scores]) -> MiddleRule:
     held = [diagnosed(part) for part in parts]
 
     def worth(rule: MiddleRule) -> float:
-        return float(np.mean([v for part in held for v in image_accuracy(rule.applied(part)).values()]))
+        found = [w for part in held for w in image_worth(rule.applied(part)).values()]
+        return float(np.mean([(w.balanced + w.worst) / 2 for w in found]))
 
     return max((MiddleRule(share, lift) for share in SHARES for lift in LIFTS), key=worth)

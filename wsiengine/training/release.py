@@ -21,7 +21,7 @@ import torch
 
 from wsiengine.classes import COLOURS
 from wsiengine.training.cells import STRIDE_PX, CellNet
-from wsiengine.training.crc5 import RECIPE
+from wsiengine.training.crc5 import RECIPE, VIEW_RECIPE
 from wsiengine.training.data import CLASSES, MPP_YX, POLYP, Field, check_leak, read_fields
 from wsiengine.training.decision import MiddleRule
 from wsiengine.training.export import export_onnx
@@ -149,8 +149,9 @@ def card(recipe: Recipe, bundle: Bundle, figures: dict[str, Any], folder: Path) 
 
 
 def command(recipe: Recipe) -> str:
-    """The command that trains again, on views drawn by ``python -m wsiengine.training.views --data DIR --to VIEWS``."""
-    words = ["python", "-m", "wsiengine.training.crc5", "--data", "DIR", "--views", "VIEWS", "--out", "RUN"]
+    """The command that trains again; VIEWS comes from ``python -m wsiengine.training.views --data DIR --to VIEWS``."""
+    words = ["python", "-m", "wsiengine.training.crc5", "--data", "DIR", "--out", "RUN"]
+    words += ["--views", "VIEWS"] if recipe.frozen_blocks == VIEW_RECIPE.frozen_blocks else []
     words += ["--folds", ",".join(map(str, recipe.folds))]
     if set(recipe.sources) != set(RECIPE.sources):
         words += ["--sources", ",".join(recipe.sources)]
