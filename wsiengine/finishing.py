@@ -12,6 +12,7 @@ import numpy as np
 import shapely
 
 from wsiengine.annotations import AnnotateOptions, Annotation, annotate, tile_annotations, write_geojson
+from wsiengine.areas import analysed_mm2
 from wsiengine.errors import PlanError
 from wsiengine.tasks.classify import MapLayout, label, tile_probabilities
 from wsiengine.truth import Truth
@@ -116,7 +117,7 @@ def class_areas(truth: Truth, annotations: Sequence[Annotation]) -> dict[str, An
     ordered = {name: round(areas[name], 6) for name in truth.layout.labels if name in areas}
     return {
         "area_mm2": ordered,
-        "analysed_mm2": round(sum(areas.values()), 6),
+        "analysed_mm2": round(analysed_mm2(truth), 6),
         "regions": len(annotations),
         "tiles": int(np.count_nonzero(truth.ran)),
     }
