@@ -1,0 +1,163 @@
+"""Batches of one fixed shape, filled across blocks: for devices that idle through whatever a batch leaves empty.
+
+Worker threads reserve places in the batch that is being filled, in the order in which they come, and pack their tiles
+there side by side. Who completes a batch runs it; meanwhile the others fill the next. A batch that is not full is run
+when every worker waits for its scores, so that nothing is ever decided by a clock. Several sessions (one per device)
+take batches as they become free. Rows that no tile fills keep what was there before: every row is computed by itself.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+AHEAD = 3  # batches per session: two under way, one being filled
+
+
+class Slot(Protocol):
+    """Memory for one batch, bound to a session."""
+
+    batch: np.ndarray
+
+    def run(self) -> np.ndarray:
+        """Scores of all rows: (batch size, channels) float32."""
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """What one caller waits for."""
+
+    scores: np.ndarray
+    left: int
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class _Batch:
+    slot: Slot
+    reserved: int = 0
+    packed: int = 0
+    closed: bool = False
+    parts: list[tuple[_Ticket, int, int, int]] = field(default_factory=list)  # ticket, its row, our row, rows
+
+
+class Feeder:
+    """Thread-safe.
+
+    Args:
+        slots: For each session its slots, :data:`AHEAD` of them.
+        pack: ``(pixels, origins, rows of a batch)``: writes tiles.
+        channels: Columns of the scores.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Sequence[Slot]],
+        pack: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
+        channels: int,
+    ) -> None:
+        self._free = [list(own) for own in slots]
+        self._home = {id(slot): index for index, own in enumerate(slots) for slot in own}
+        self._pack, self._channels = pack, channels
+        self._changed = threading.Condition()
+        self._filling: _Batch | None = None
+        self._workers = self._waiting = 0
+        self._facts = {"batches": 0, "tiles": 0, "rows": 0, "busy_s": 0.0}
+
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """While it lasts, this thread is one that more tiles may come from."""
+        with self._changed:
+            self._workers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._workers -= 1
+                self._changed.notify_all()
+
+    def scores(self, pixels: np.ndarray, origins: np.ndarray) -> np.ndarray:
+        """Scores of the tiles at ``origins`` (N, 2): (N, channels) float32. Whatever ended their batch is raised."""
+        ticket = _Ticket(np.empty((len(origins), self._channels), np.float32), len(origins))
+        at = 0
+        while at < len(origins):
+            batch, first, count = self._reserve(ticket, at, len(origins) - at)
+            self._pack(pixels, origins[at : at + count], batch.slot.batch[first : first + count])
+            at += count
+            with self._changed:
+                batch.packed += count
+                ready = batch.closed and batch.packed == batch.reserved
+                self._changed.notify_all()
+            if ready:
+                self._run(batch)
+        self._wait(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.scores
+
+    def facts(self) -> dict[str, float]:
+        """Batches run, tiles and rows in them, seconds that sessions were at work."""
+        with self._changed:
+            return dict(self._facts)
+
+    def _reserve(self, ticket: _Ticket, at: int, wanted: int) -> tuple[_Batch, int, int]:
+        """Places in the batch that is being filled: that batch, the first row, how many."""
+        with self._changed:
+            while self._filling is None:
+                own = max(self._free, key=len)
+                if own:
+                    self._filling = _Batch(own.pop())
+                else:
+                    self._changed.wait()
+            batch, size = self._filling, len(self._filling.slot.batch)
+            first, count = batch.reserved, min(wanted, size - batch.reserved)
+            batch.reserved += count
+            batch.parts.append((ticket, at, first, count))
+            if batch.reserved == size:
+                batch.closed, self._filling = True, None
+            return batch, first, count
+
+    def _wait(self, ticket: _Ticket) -> None:
+        while True:
+            with self._changed:
+                self._waiting += 1
+                try:
+                    while ticket.left and not self._idle():
+                        self._changed.wait()
+                finally:
+                    self._waiting -= 1
+                if not ticket.left:
+                    return
+                batch, self._filling = self._filling, None
+                assert batch is not None
+                batch.closed = True
+            self._run(batch)
+
+    def _idle(self) -> bool:
+        """Whether all wait, and what is there of the next batch must go."""
+        batch = self._filling
+        return self._waiting >= self._workers and batch is not None and 0 < batch.packed == batch.reserved
+
+    def _run(self, batch: _Batch) -> None:
+        started = time.perf_counter()
+        scores, failed = None, None
+        try:
+            scores = batch.slot.run()
+        except Exception as error:  # whatever it is, it belongs to those who wait for these tiles
+            failed = error
+        with self._changed:
+            for ticket, at, first, count in batch.parts:
+                if scores is not None:
+                    ticket.scores[at : at + count] = scores[first : first + count]
+                ticket.error = ticket.error or failed
+                ticket.left -= count
+            self._facts["batches"] += 1
+            self._facts["tiles"] += batch.reserved
+            self._facts["rows"] += len(batch.slot.batch)
+            self._facts["busy_s"] += time.perf_counter() - started
+            self._free[self._home[id(batch.slot)]].append(batch.slot)
+            self._changed.notify_all()
