@@ -272,6 +272,39 @@ def test_a_model_that_returns_nan_names_the_place(refused_with_work: Refused, tm
     assert "level-0 pixels" in words
 
 
+def test_tiles_without_a_number_are_left_out_where_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from wsiengine import Result
+    from wsiengine.truth import Truth
+
+    pixels = planted.paint(SIZE, [])
+    pixels[256:258, 512:514] = (255, 0, 0)
+    slides = {"poison": planted.write(tmp_path / "poison.svs", pixels), "good": tmp_path / "good.svs"}
+    planted.write(slides["good"], planted.paint(SIZE, []))
+    card = tiny(tmp_path / "model", poison=True)
+    scores = {}
+    for name, slide in slides.items():
+        out = tmp_path / name
+        options = (
+            "--tissue",
+            "none",
+            "--overlap",
+            "0",
+            "--on-bad-tile",
+            "skip",
+            "-m",
+            str(card.folder),
+            "-o",
+            str(out),
+        )
+        assert main(["infer", str(slide), *options]) == (1 if name == "poison" else 0)
+        scores[name] = Truth.load(out / "probability.zarr").scores
+    assert "1 tiles could not be read or scored" in capfd.readouterr().out
+    assert Result(tmp_path / "poison").summary["unreadable_tiles"] == 1
+    missing = np.isnan(scores["poison"]).any(axis=-1)
+    assert np.argwhere(missing).tolist() == [[4, 8]]  # tiles of 32 px at 1 µm/px: 64 of the slide's
+    assert not np.isnan(scores["good"]).any()
+
+
 # --- regions -------------------------------------------------------------------------------------
 
 

@@ -82,16 +82,20 @@ def _check_detector(outputs: list[np.ndarray], card: Card) -> None:
         decode(dict(zip(card.outputs.roles, outputs, strict=True)), card)
 
 
-def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card) -> None:
+def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card, *, tolerant: bool = False) -> None:
     """Refuse NaN, infinity and a gate that is no fraction; clip the gate's last bits to [0, 1], in place.
 
     Args:
         scores: (N, card.score_channels) float32.
         origins_px: (N, 2), y and x of each tile in its block, for the message.
+        tolerant: Such rows become NaN instead: not scored.
 
     Raises:
         ScoreError: Names the first such tile.
     """
+    if tolerant:
+        _drop_bad(scores, card)
+        return
     bad = ~np.isfinite(scores).all(axis=1)
     if bad.any():
         tile = int(np.argmax(bad))
@@ -112,6 +116,15 @@ def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card) -> None
             hint="the gate is the part of the tile that may be diagnosed: put a sigmoid or a mean into the ONNX file",
         )
     np.clip(gate, 0, 1, out=gate)
+
+
+def _drop_bad(scores: np.ndarray, card: Card) -> None:
+    bad = ~np.isfinite(scores).all(axis=1)
+    if card.gate is not None:
+        gate = scores[:, -1]
+        bad |= (gate < -_GATE_SLACK) | (gate > 1 + _GATE_SLACK)
+        np.clip(gate, 0, 1, out=gate)
+    scores[bad] = np.nan
 
 
 def disagrees(card: Card, got: str, needed: str) -> CardError:

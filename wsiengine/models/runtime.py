@@ -130,12 +130,13 @@ class Runtime:
     def __reduce__(self) -> tuple:
         return _shared, self._arguments
 
-    def scores(self, pixels: np.ndarray, origins_px: np.ndarray) -> np.ndarray:
+    def scores(self, pixels: np.ndarray, origins_px: np.ndarray, *, tolerant: bool = False) -> np.ndarray:
         """Score the tiles of a block.
 
         Args:
             pixels: (rows, cols, 3) uint8 RGB, the block at the model's µm/px, normalised by the card's recipe.
             origins_px: (N, 2) integers, y and x of each tile's corner in ``pixels``; every tile lies inside.
+            tolerant: A tile for which the model gives NaN, infinity or no gate gets NaN instead of an error.
 
         Returns:
             (N, card.score_channels) float32: raw scores of each class as the model gives them, then the gate fraction.
@@ -152,7 +153,7 @@ class Runtime:
             parts = np.array_split(np.arange(len(origins)), self._arguments[2])
             bounds = [(part[0], part[-1] + 1) for part in parts if len(part)]
             list(self._pool.map(lambda b: self._fill(pixels, origins[b[0] : b[1]], scores[b[0] : b[1]]), bounds))
-        check_scores(scores, origins, self.card)
+        check_scores(scores, origins, self.card, tolerant=tolerant)
         return scores
 
     def outputs(self, pixels: np.ndarray, origins_px: np.ndarray) -> Iterator[list[np.ndarray]]:

@@ -11,6 +11,7 @@ from wsiengine.grid import Axis, Block, TileGrid
 from wsiengine.job import BlockScores, Job
 from wsiengine.journal import Journal, Recovered
 from wsiengine.models.card import Card
+from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import Gathered, View
 from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
 
@@ -55,7 +56,8 @@ class Classification:
         return MapLayout(**facts)
 
     def score(self, job: Job, block: Block, view: View) -> BlockScores:
-        values = job.runtime.scores(view.pixels, view.corners_px)
+        tolerant = {"tolerant": True} if isinstance(job.slide, TolerantSlide) else {}
+        values = job.runtime.scores(view.pixels, view.corners_px, **tolerant)
         if view.bad is not None:
             values = np.where(view.bad[:, None], np.nan, values)
         scores = np.full((*block.tiles.shape, values.shape[1]), np.nan, np.float32)
