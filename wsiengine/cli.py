@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "another threshold, smoothing or format from a finished run",
     "evaluate": "score a model on labelled images",
     "train": "train a model on labelled images",
+    "quantise": "a model in int8 or float16, measured on labelled tissue",
     "demo": "draw a slide, run on it, check the result",
     "doctor": "versions, devices, threads and caches of this installation",
 }
