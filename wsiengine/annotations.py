@@ -27,6 +27,7 @@ __all__ = [
     "write_geojson",
 ]
 
+_STRIP = 256  # rows of cells measured at a time
 Class = tuple[str, tuple[int, int, int]]  # name, colour
 
 
@@ -204,9 +205,11 @@ def _measure(
     flat = owners.ravel()
     columns: dict[str, np.ndarray] = {}
     for channel, name in enumerate(options.channel_names):
-        values = probability[..., channel].ravel()
-        cells = np.bincount(flat[values > 0], minlength=count + 1)[1:]
-        total = np.bincount(flat, weights=values, minlength=count + 1)[1:]
+        cells, total = np.zeros(count, np.int64), np.zeros(count)
+        for rows in range(0, len(owners), _STRIP):  # whole numbers: the sums are exact, however they are cut
+            here, values = owners[rows : rows + _STRIP].ravel(), probability[rows : rows + _STRIP, :, channel].ravel()
+            cells += np.bincount(here[values > 0], minlength=count + 1)[1:]
+            total += np.bincount(here, weights=values, minlength=count + 1)[1:]
         mean = (total / np.maximum(cells, 1) - 1) / 254
         columns[f"Mean probability {name}"] = np.where(cells > 0, mean, np.nan)
     if options.tile_count is not None:

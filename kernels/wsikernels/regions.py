@@ -1,4 +1,7 @@
-"""Labelled regions of a map: grown into a mask, and their holes filled. Results depend on the whole map only."""
+"""Labelled regions of a map: grown into a mask, their holes filled, the small ones dropped.
+
+Results depend on the whole map only. Maps of slides are large: nothing here takes more than one more map of labels.
+"""
 
 import numpy as np
 
@@ -24,43 +27,63 @@ def grow(labels: np.ndarray, mask: np.ndarray, steps: int) -> np.ndarray:
     return _grow(np.ascontiguousarray(labels), np.ascontiguousarray(mask), steps)
 
 
-def fill_holes(labels: np.ndarray, limit: int) -> np.ndarray:
+def fill_holes(labels: np.ndarray, limit: int) -> None:
     """Holes of at most ``limit`` cells that lie within one region, and away from the map's edge, become part of it.
 
     Args:
-        labels: int32 (rows, cols), 0 = none; regions are connected through edges.
+        labels: int32 (rows, cols), 0 = none, contiguous; regions are connected through edges. Changed in place.
         limit: Cells.
     """
-    if labels.dtype != np.int32 or labels.ndim != 2:
-        raise ValueError(f"needed int32 labels (rows, cols), not {labels.dtype} {labels.shape}")
+    _check(labels)
     holes, count = label_components(labels == 0, eight=True)
-    return _fill(np.ascontiguousarray(labels), holes, count, limit)
+    _fill(labels, holes, count, limit)
+
+
+def keep_large(labels: np.ndarray, least: int) -> int:
+    """Regions of fewer than ``least`` cells go; the others are numbered anew by their first cell in reading order.
+
+    Args:
+        labels: int32 (rows, cols), 0 = none, contiguous. Changed in place.
+        least: Cells.
+
+    Returns:
+        How many are left.
+    """
+    _check(labels)
+    return int(_keep(labels, int(labels.max(initial=0)), least))
+
+
+def add_alone(labels: np.ndarray, mask: np.ndarray) -> None:
+    """Connected parts of the mask (through edges) without any label get one of their own.
+
+    Args:
+        labels: int32 (rows, cols), 0 = none, contiguous, none outside the mask. Changed in place.
+        mask: bool (rows, cols).
+    """
+    _check(labels)
+    parts, count = label_components(mask & (labels == 0), eight=False)
+    if count:
+        _add(labels, parts, count, int(labels.max(initial=0)))
+
+
+def _check(labels: np.ndarray) -> None:
+    if labels.dtype != np.int32 or labels.ndim != 2 or not labels.flags.c_contiguous:
+        raise ValueError(f"needed contiguous int32 labels (rows, cols), not {labels.dtype} {labels.shape}")
 
 
 @jit()
 def _grow(labels, mask, steps):
     rows, cols = labels.shape
     out = labels.copy()
-    front = np.flatnonzero(out.ravel() > 0)
-    flat_mask = mask.ravel()
-    flat = out.ravel()
+    flat, flat_mask = out.ravel(), mask.ravel()
+    front = _front(flat, flat_mask, rows, cols)
     for _ in range(steps):
         reached = np.empty(4 * len(front), np.int64)
         count = 0
         for at in front:
-            y, x = at // cols, at % cols
             for side in range(4):
-                if side == 0 and y > 0:
-                    to = at - cols
-                elif side == 1 and x > 0:
-                    to = at - 1
-                elif side == 2 and x < cols - 1:
-                    to = at + 1
-                elif side == 3 and y < rows - 1:
-                    to = at + cols
-                else:
-                    continue
-                if flat_mask[to] and flat[to] == 0:
+                to = _beside(at, side, rows, cols)
+                if to >= 0 and flat_mask[to] and flat[to] == 0:
                     flat[to] = flat[at]
                     reached[count] = to
                     count += 1
@@ -68,6 +91,39 @@ def _grow(labels, mask, steps):
             break
         front = np.sort(reached[:count])
     return flat.reshape(rows, cols)
+
+
+@jit()
+def _beside(at, side, rows, cols):
+    """The cell above, left, right or below; −1 beyond the map."""
+    if side == 0:
+        return at - cols if at >= cols else -1
+    if side == 1:
+        return at - 1 if at % cols > 0 else -1
+    if side == 2:
+        return at + 1 if at % cols < cols - 1 else -1
+    return at + cols if at < (rows - 1) * cols else -1
+
+
+@jit()
+def _front(flat, flat_mask, rows, cols):
+    """Labelled cells beside one that a label may go to."""
+    front = np.empty(1024, np.int64)
+    count = 0
+    for at in range(rows * cols):
+        if flat[at] == 0:
+            continue
+        for side in range(4):
+            to = _beside(at, side, rows, cols)
+            if to >= 0 and flat_mask[to] and flat[to] == 0:
+                if count == len(front):
+                    longer = np.empty(2 * count, np.int64)
+                    longer[:count] = front
+                    front = longer
+                front[count] = at
+                count += 1
+                break
+    return front[:count]
 
 
 @jit()
@@ -91,10 +147,49 @@ def _fill(labels, holes, count, limit):
                         owner[hole] = found
                     elif owner[hole] != found:
                         owner[hole] = -1
-    out = labels.copy()
     for y in range(rows):
         for x in range(cols):
             hole = holes[y, x]
             if hole > 0 and owner[hole] > 0 and size[hole] <= limit:
-                out[y, x] = owner[hole]
-    return out
+                labels[y, x] = owner[hole]
+
+
+@jit()
+def _keep(labels, most, least):
+    rows, cols = labels.shape
+    size = np.zeros(most + 1, np.int64)
+    for y in range(rows):
+        for x in range(cols):
+            size[labels[y, x]] += 1
+    number = np.zeros(most + 1, np.int32)
+    count = 0
+    for y in range(rows):
+        for x in range(cols):
+            label = labels[y, x]
+            if label > 0 and size[label] >= least:
+                if number[label] == 0:
+                    count += 1
+                    number[label] = count
+                labels[y, x] = number[label]
+            else:
+                labels[y, x] = 0
+    return count
+
+
+@jit()
+def _add(labels, parts, count, most):
+    rows, cols = labels.shape
+    beside = np.zeros(count + 1, np.bool_)  # parts that touch a label: they were out of its reach, and stay without
+    for y in range(rows):
+        for x in range(cols):
+            part = parts[y, x]
+            if part == 0:
+                continue
+            for dy, dx in ((-1, 0), (0, -1), (0, 1), (1, 0)):
+                if 0 <= y + dy < rows and 0 <= x + dx < cols and labels[y + dy, x + dx] > 0:
+                    beside[part] = True
+    for y in range(rows):
+        for x in range(cols):
+            part = parts[y, x]
+            if part > 0 and not beside[part]:
+                labels[y, x] = most + part

