@@ -109,6 +109,8 @@ def average_precision(matches: Sequence[Matches], rule: str = "coco") -> float:
         rule: ``coco``: the mean at 101 recalls, of the best precision at that recall or beyond. ``voc``: the whole area
             (Everingham et al. 2010).
     """
+    if rule not in ("coco", "voc"):
+        raise ValueError(f"no rule {rule!r}: use coco or voc")
     precision, recall = precision_recall(matches)
     if not sum(m.true for m in matches):
         return float("nan")
@@ -117,8 +119,6 @@ def average_precision(matches: Sequence[Matches], rule: str = "coco") -> float:
     best = np.maximum.accumulate(precision[::-1])[::-1]
     if rule == "voc":
         return float(np.sum(np.diff(recall, prepend=0.0) * best))
-    if rule != "coco":
-        raise ValueError(f"no rule {rule!r}: use coco or voc")
     at = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
     return float(np.mean(np.where(at < len(best), best[np.minimum(at, len(best) - 1)], 0.0)))
 
