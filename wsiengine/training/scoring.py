@@ -124,7 +124,7 @@ def score(
     rows: list[Field] = []
     logits, epithelium, drawn = [], [], []
     for field in fields:
-        tiles, masks = _tiles(field, mpp, tile_px)
+        tiles, masks = field_tiles(field, mpp, tile_px)
         scores, covered = predict(edit(tiles))
         rows += [field] * len(tiles)
         logits.append(scores)
@@ -167,7 +167,8 @@ def _empty(mask: np.ndarray) -> Iterator[tuple[int, int]]:
                 yield y, x
 
 
-def _tiles(field: Field, mpp: float, side: int) -> tuple[np.ndarray, np.ndarray]:
+def field_tiles(field: Field, mpp: float, side: int = TILE_PX) -> tuple[np.ndarray, np.ndarray]:
+    """The tiles of a field, uint8 (N, side, side, 3), and the covered fraction of each, NaN without a mask."""
     pixels = load(field, mpp)
     image = _at_least(pixels.image, side)
     mask = None if pixels.mask is None else _at_least(pixels.mask, side)
