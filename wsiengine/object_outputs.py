@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import shapely
 
+from wsiengine.classes import Colour
 from wsiengine.finishing import Finish
 from wsiengine.geometry import Lattice
 from wsiengine.objects import Objects
@@ -88,8 +89,12 @@ class ObjectAnnotations(Sequence[Annotation]):
         return drawn if isinstance(index, slice) else drawn[0]
 
     def __iter__(self) -> Iterator[Annotation]:
-        for first in range(0, len(self), _BATCH):
-            yield from self._drawn(np.arange(first, min(first + _BATCH, len(self))))
+        return self.some(np.arange(len(self)))
+
+    def some(self, numbers: np.ndarray) -> Iterator[Annotation]:
+        """Those of the given numbers, in their order."""
+        for first in range(0, len(numbers), _BATCH):
+            yield from self._drawn(numbers[first : first + _BATCH])
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -106,6 +111,12 @@ class ObjectAnnotations(Sequence[Annotation]):
             copies[key] = again = copies.get(key, -1) + 1
             ids[k] = np.frombuffer(uuid.uuid5(space, f"{key.hex()} {again}").bytes, np.uint8)
         return ids
+
+    def counts(self) -> list[tuple[str, Colour, int]]:
+        """Name, colour and number of objects of each class that occurs."""
+        classes = self.layout.object_classes
+        numbers = np.bincount(self.kinds, minlength=len(classes)).tolist()
+        return [(name, colour, n) for (name, colour), n in zip(classes, numbers, strict=True) if n]
 
     @property
     def unit(self) -> tuple[float, str]:

@@ -1,12 +1,12 @@
 """A detector's objects on the overlay: boxes and outlines in the colour of their class, the surer the stronger."""
 
-from collections.abc import Iterable
-
 import cv2
 import numpy as np
 
 from wsiengine.geometry import Size
+from wsiengine.object_outputs import ObjectAnnotations
 from wsiengine.qupath import Annotation
+from wsiengine.tasks.detect import boxes_l0
 
 _SHIFT = 4  # drawn to 1/16 px
 _FILL = 0.28  # how much of the class colour lies over an outlined object
@@ -16,33 +16,35 @@ _TOLD_PX = 36  # objects at least this wide have their score written beside them
 _FEW = 120
 
 
-def draw_objects(canvas: np.ndarray, annotations: Iterable[Annotation], size_l0: Size, line_px: int) -> None:
+def draw_objects(canvas: np.ndarray, objects: ObjectAnnotations, size_l0: Size, line_px: int) -> None:
     """Draw objects onto ``canvas`` (rows, cols, 3), a picture of the whole slide, in place.
 
     An outlined object is tinted inside and has its box around it as a thin line. The opacity of lines follows the
-    score, from 0.35 for 0 to 1 for 1. Where objects are few and large enough, their score stands above them.
+    score, from 0.35 for 0 to 1 for 1. Where objects are few and large enough, their score stands above them. What is
+    too small for an outline is a dot.
     """
     scale = np.array([canvas.shape[1] / size_l0.width, canvas.shape[0] / size_l0.height])
-    told: list[tuple[tuple[int, int], str]] = []
-    for count, annotation in enumerate(annotations):
-        x0, y0, x1, y1 = np.array(annotation.geometry.bounds) * np.tile(scale, 2)
-        strength = _FAINTEST + (1 - _FAINTEST) * float(annotation.measurements.get("Score", 1.0))
-        if max(x1 - x0, y1 - y0) < _DOT_PX:
-            _dot(canvas, ((y0 + y1) / 2, (x0 + x1) / 2), annotation.colour, strength)
-            continue
-        _outline(canvas, annotation, scale, (line_px, strength))
-        if count < _FEW and min(x1 - x0, y1 - y0) >= _TOLD_PX:
-            told.append(((round(y0), round(x0)), f"{annotation.measurements.get('Score', 1.0):.2f}"))
-    if len(told) <= _FEW:
-        for (y, x), text in told:
-            _write(canvas, text, (max(y - 4, 12), x))
+    boxes = boxes_l0(objects.objects, objects.lattice) * np.tile(scale[::-1], 2)
+    small = (boxes[:, 2:] - boxes[:, :2]).max(axis=1) < _DOT_PX
+    strength = _FAINTEST + (1 - _FAINTEST) * objects.objects.scores.astype(np.float64)
+    colours = np.array([colour for _, colour in objects.layout.object_classes], np.float64)[objects.kinds]
+    _dots(canvas, boxes[small], colours[small], strength[small])
+    large = np.flatnonzero(~small)
+    told = large[(boxes[large, 2:] - boxes[large, :2]).min(axis=1) >= _TOLD_PX]
+    for k, annotation in zip(large.tolist(), objects.some(large), strict=True):
+        _outline(canvas, annotation, scale, (line_px, float(strength[k])))
+    for k in told.tolist() if len(told) <= _FEW else ():
+        _write(canvas, f"{objects.objects.scores[k]:.2f}", (max(round(boxes[k, 0]) - 4, 12), round(boxes[k, 1])))
 
 
-def _dot(canvas: np.ndarray, at: tuple[float, float], colour: tuple[int, int, int], strength: float) -> None:
-    half = (_DOT_PX - 1) / 2
-    y0, x0 = (max(0, round(v - half)) for v in at)
-    here = canvas[y0 : y0 + int(_DOT_PX), x0 : x0 + int(_DOT_PX)]
-    here[...] = _mixed(here, colour, strength)
+def _dots(canvas: np.ndarray, boxes: np.ndarray, colours: np.ndarray, strength: np.ndarray) -> None:
+    """A square of three pixels for each box; where several fall on a pixel, the strongest is seen."""
+    order = np.argsort(strength, kind="stable")
+    corner = np.rint((boxes[order, :2] + boxes[order, 2:]) / 2 - _DOT_PX / 2).astype(np.int64)
+    base = canvas.copy()
+    for dy, dx in np.ndindex(int(_DOT_PX), int(_DOT_PX)):
+        y, x = np.clip(corner + (dy, dx), 0, np.array(canvas.shape[:2]) - 1).T
+        canvas[y, x] = _mixed(base[y, x], colours[order], strength[order, None])
 
 
 def _outline(canvas: np.ndarray, annotation: Annotation, scale: np.ndarray, line: tuple[int, float]) -> None:
@@ -75,7 +77,7 @@ def _paint(
     here[touched] = _mixed(here[touched], colour, opacity * mask[touched][:, None] / 255)
 
 
-def _mixed(pixels: np.ndarray, colour: tuple[int, int, int], opacity: float | np.ndarray) -> np.ndarray:
+def _mixed(pixels: np.ndarray, colour: tuple[int, int, int] | np.ndarray, opacity: float | np.ndarray) -> np.ndarray:
     return np.rint(pixels * (1 - opacity) + np.array(colour) * opacity).astype(np.uint8)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from wsiengine.errors import OutputError
 from wsiengine.geometry import Mpp, Size
+from wsiengine.object_outputs import ObjectAnnotations
 from wsiengine.object_overlay import draw_objects
 from wsiengine.qupath import Annotation, replacing
 from wsiengine.slides.base import Slide
@@ -98,10 +99,14 @@ def draw_overlay(
     enlarge = max(1, LEAST_SIDE_PX // max(base.shape[:2]))
     canvas = cv2.resize(base, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_NEAREST)
     style = Style.of(canvas.shape[1])
-    draw = draw_objects if len(annotations) and annotations[0].object_type == "detection" else draw_regions
-    draw(canvas, annotations, slide.info.size_l0, style.line)
     mpp = require_mpp(slide.info)
-    page = compose(canvas, title, legend(annotations, mpp), style)
+    if isinstance(annotations, ObjectAnnotations):
+        draw_objects(canvas, annotations, slide.info.size_l0, style.line)
+        entries = [LegendEntry(name, colour, 0.0, count, counted=True) for name, colour, count in annotations.counts()]
+    else:
+        draw_regions(canvas, annotations, slide.info.size_l0, style.line)
+        entries = legend(annotations, mpp)
+    page = compose(canvas, title, entries, style)
     draw_scale_bar(page, mpp.x * slide.info.size_l0.width / canvas.shape[1], style, calibrated=calibrated)
     data = cv2.imencode(".png", page[..., ::-1])[1].tobytes()
     try:
@@ -120,9 +125,8 @@ def legend(annotations: Iterable[Annotation], mpp: Mpp) -> list[LegendEntry]:
     for annotation in annotations:
         name = annotation.class_name or "Unclassified"
         area_mm2 = annotation.geometry.area * mpp.pixel_um2 / 1e6
-        counted = annotation.object_type == "detection"
         known = found.get(name, LegendEntry(name, annotation.colour, 0.0, 0))
-        found[name] = LegendEntry(name, known.colour, known.area_mm2 + area_mm2, known.regions + 1, counted)
+        found[name] = LegendEntry(name, known.colour, known.area_mm2 + area_mm2, known.regions + 1)
     return list(found.values())
 
 

@@ -1,0 +1,191 @@
+"""Detectors: 300,000 objects on one slide, from candidates to files; and the engine's pace against the model alone.
+
+``python benchmarks/detect.py objects [--outlined] [--count N]`` merges and exports objects that are made up (two views
+of each where tiles overlap), and prints seconds and peak memory. ``python benchmarks/detect.py pace SLIDE --model M``
+runs a detector over a slide, then the same tiles through the bare ONNX session, and prints the ratio.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsiengine.geometry import Lattice, Mpp, Size
+from wsiengine.grid import TileGrid
+from wsiengine.models.detection import Detection
+from wsiengine.objects import Objects
+from wsikernels.masks import byte_starts
+
+TILE_PX, STRIDE_PX, CELL_PX = 512, 448, 16
+SIDE_PX = 60_000
+
+
+def made_up(count: int, outlined: bool, grid: TileGrid) -> Objects:
+    """Nuclei of 8 to 30 px strewn over the slide, each as every tile sees it that shows all of it."""
+    random = np.random.default_rng(0)
+    corner = random.integers(0, SIDE_PX - 40, (count, 2))
+    size = random.integers(8, 31, (count, 2))
+    boxes = np.concatenate([corner, corner + size], axis=1)
+    scores, labels = random.random(count).astype(np.float32), random.integers(0, 3, count)
+    views = []
+    for dy in (0, 1):
+        for dx in (0, 1):
+            tile = corner // STRIDE_PX - (dy, dx)
+            low = tile * STRIDE_PX
+            seen = (tile >= 0).all(axis=1) & (boxes[:, 2:] <= low + TILE_PX - 1).all(axis=1)
+            views.append((np.flatnonzero(seen), tile[seen] @ (grid.cols.count, 1)))
+    index = np.concatenate([v[0] for v in views])
+    tiles = np.concatenate([v[1] for v in views])
+    order = np.lexsort((-scores[index], tiles))
+    index, tiles = index[order], tiles[order]
+    frames = boxes[index].astype(np.int32) if outlined else np.empty((0, 4), np.int32)
+    return Objects(
+        boxes=boxes[index].astype(np.float64),
+        scores=scores[index],
+        labels=labels[index].astype(np.uint16),
+        tiles=tiles.astype(np.int64),
+        cut=np.zeros(len(index), np.uint8),
+        extra=np.empty((len(index), 0), np.float32),
+        frames=frames,
+        bits=_ellipses(frames) if outlined else np.empty(0, np.uint8),
+    )
+
+
+def _ellipses(frames: np.ndarray) -> np.ndarray:
+    """Masks that fill their frames as ellipses."""
+    known: dict[tuple[int, int], np.ndarray] = {}
+    out = np.empty(byte_starts(frames)[-1], np.uint8)
+    at = 0
+    for height, width in (frames[:, 2:] - frames[:, :2]).tolist():
+        if (height, width) not in known:
+            y, x = np.mgrid[:height, :width] + 0.5
+            known[height, width] = np.packbits((2 * y / height - 1) ** 2 + (2 * x / width - 1) ** 2 <= 1)
+        bits = known[height, width]
+        out[at : at + len(bits)] = bits
+        at += len(bits)
+    return out
+
+
+def objects(count: int, outlined: bool) -> dict[str, Any]:
+    """Merge, export and draw → seconds by stage, sizes, peak memory."""
+    from wsiengine.finishing import Finish
+    from wsiengine.merging import merge
+    from wsiengine.object_outputs import ObjectAnnotations, count_objects, write_table
+    from wsiengine.object_overlay import draw_objects
+    from wsiengine.qupath import write_geojson
+    from wsiengine.tasks.detect import DetectLayout
+    from wsiengine.truth import Truth
+
+    grid = TileGrid.cover(
+        Lattice(Size(SIDE_PX, SIDE_PX), Mpp.square(0.5), Mpp.square(0.5), CELL_PX), TILE_PX, 1 - STRIDE_PX / TILE_PX
+    )
+    seconds: dict[str, float] = {}
+    rule = Detection(largest_px=30)
+    found = [made_up(count, outlined, grid)]
+    seen = len(found[0])
+    _timed(seconds, "compile", lambda: merge(found[0].take(np.arange(500)), rule, grid))
+    merged = _timed(seconds, "merge", lambda: merge(found.pop(), rule, grid))
+    names = ("Tumour", "Immune", "Stroma")
+    colours = ((213, 94, 0), (0, 158, 115), (86, 180, 233))
+    layout = DetectLayout(names, colours, ((0,), (1,), (2,)), "identity", uncertain_below=0.0)
+    analysed = np.ones(grid.lattice.extent_cells.shape, bool)
+    arrays = {f"object_{name}": column for name, column in merged.columns().items()}
+    arrays |= {"ran": np.ones(grid.shape, np.uint8), "left_out": np.zeros(1, np.int64)}
+    arrays["calibrated"] = np.ones(1, np.uint8)
+    truth = Truth(layout, grid, arrays, analysed, "made up", "made up", task_name="detect")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        shown = ObjectAnnotations.of(truth, Finish(0.0))
+        parts = _timed(seconds, "geojson", lambda: write_geojson(shown, folder / "annotations.geojson"))
+        _timed(seconds, "table", lambda: write_table(truth, shown, folder / "objects.zarr"))
+        summary = _timed(seconds, "counts", lambda: count_objects(truth, shown))
+        canvas = np.full((2048, 2048, 3), 235, np.uint8)
+        _timed(seconds, "overlay", lambda: draw_objects(canvas, shown, grid.lattice.slide_l0, 2))
+        sizes = {path.name: path.stat().st_size for path in parts}
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "candidates": seen,
+        "objects": len(shown),
+        "by class": summary["objects"],
+        "seconds": {name: round(s, 2) for name, s in seconds.items()},
+        "bytes": sizes,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+
+
+def pace(slide: str, model: str, threads: int) -> dict[str, Any]:
+    """The engine's tiles per second against those of the bare session, in as many threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import wsiengine
+
+    plan = wsiengine.plan(slide, model, threads=threads, device="cpu", tissue="none")
+    if plan.job is None:
+        raise SystemExit("no job")
+    runtime = plan.job.runtime
+    side = plan.grid.tile_px
+    tile = plan.job.slide.read(plan.grid.tile_box_px(0, 0), plan.lattice.mpp)
+    [warm] = runtime.outputs(tile, np.zeros((1, 2), np.int64))
+    del warm
+    count = min(plan.tile_count, 40 * threads)
+
+    def bare(tiles: int) -> None:
+        for _ in range(tiles):
+            list(runtime.outputs(tile, np.zeros((1, 2), np.int64)))
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(bare, [count // threads] * threads))
+    floor = (time.perf_counter() - started) / (count // threads * threads)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        result = wsiengine.infer(slide, model, folder / "out", threads=threads, device="cpu", tissue="none")
+        stages = result.run["timing"]
+        wall = stages["stages_s"]["run (wall)"]
+    finally:
+        shutil.rmtree(folder)
+    return {
+        "tiles": plan.tile_count,
+        "tile_px": side,
+        "model_alone_tiles_per_s": round(1 / floor, 1),
+        "engine_tiles_per_s": round(plan.tile_count / wall, 1),
+        "ratio": round(floor * plan.tile_count / wall, 3),
+        "objects": result.summary["objects"],
+        "stages_s": stages["stages_s"],
+    }
+
+
+def _timed(seconds: dict[str, float], name: str, do: Callable[[], Any]) -> Any:
+    started = time.perf_counter()
+    result = do()
+    seconds[name] = time.perf_counter() - started
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("objects")
+    made.add_argument("--count", type=int, default=300_000)
+    made.add_argument("--outlined", action="store_true", help="with masks, as Mask R-CNN gives them")
+    runs = commands.add_parser("pace")
+    runs.add_argument("slide")
+    runs.add_argument("--model", required=True)
+    runs.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    facts = (
+        objects(args.count, args.outlined) if args.command == "objects" else pace(args.slide, args.model, args.threads)
+    )
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()
