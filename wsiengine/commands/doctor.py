@@ -3,8 +3,12 @@
 import argparse
 import json
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsiengine.models.comparing import Comparison
 
 _PACKAGES = [
     "numpy",
@@ -26,10 +30,13 @@ _PACKAGES = [
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", metavar="MODEL", help="compare all devices and number formats on this model")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.check:
+        return _check(args.check, as_json=args.json)
     facts = examine()
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -37,6 +44,31 @@ def run(args: argparse.Namespace) -> int:
         for label, text in _lines(facts):
             print(f"{label:<12}{text}")
     return 1 if facts["problems"] else 0
+
+
+def _check(model: str, *, as_json: bool) -> int:
+    """Every way of running a model against the reference → 1 where any differs by more than it may."""
+    from wsiengine.models.comparing import Comparison, compare
+    from wsiengine.models.registry import load_model
+
+    found: list[Comparison] = []
+    card = load_model(model)
+    for one in compare(card):
+        found.append(one)
+        if not as_json:
+            print(f"{one.way:<22}{_verdict(one)}", flush=True)
+    if as_json:
+        ways = [{**asdict(one), "faulty": one.faulty} for one in found]
+        print(json.dumps({"model": card.name, "version": card.version, "ways": ways}, indent=2, ensure_ascii=False))
+    return 1 if any(one.faulty for one in found) else 0
+
+
+def _verdict(one: "Comparison") -> str:
+    if one.difference is None:
+        return one.chosen
+    allowed = f", allowed {one.tolerance:g}" if one.tolerance else ", must be none"
+    word = "DIFFERS" if one.faulty else "agrees"
+    return f"{word}: largest difference {one.difference:.2g}{allowed} · {one.chosen}"
 
 
 def examine() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiengine.errors import CardError
+from wsiengine.errors import CardError, ScoreError
 from wsiengine.models.activation import activate
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.child import answer
@@ -20,12 +20,15 @@ TOLERANCE = 1e-3  # of a probability, against the original
 
 
 def drawn_tiles(side_px: int) -> np.ndarray:
-    """Tiles of drawn tissue that never change: (8, side, side, 3) uint8, sensitive to place, colour and texture."""
+    """Tiles of drawn tissue that never change: (N, side, side, 3) uint8, sensitive to place, colour and texture.
+
+    Eight, or two where they are large.
+    """
     y, x = np.mgrid[:side_px, :side_px] / side_px
     random = np.random.default_rng(20261120)
     stain = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # haematoxylin, eosin (Ruifrok & Johnston 2001)
     tiles = []
-    for k in range(8):
+    for k in range(8 if side_px <= 512 else 2):
         waves = np.sin((3 + k) * x * 6.3 + 5 * y * y) * np.cos((2 + k) * y * 6.3 - k)
         nuclei = (waves > 0.35 + 0.05 * k) * (0.6 + 0.4 * random.random((side_px, side_px)))
         density = nuclei[..., None] * stain[0] + (0.15 + 0.1 * k * x)[..., None] * stain[1]
@@ -35,10 +38,30 @@ def drawn_tiles(side_px: int) -> np.ndarray:
 
 def probabilities(runtime: Runtime, card: Card, tiles: np.ndarray) -> np.ndarray:
     """Of the card's classes for ``tiles`` (N, side, side, 3) uint8 → (N, classes) float32."""
-    side = tiles.shape[1]
-    column = np.ascontiguousarray(tiles.reshape(-1, side, 3))
-    corners = np.stack([np.arange(len(tiles)) * side, np.zeros(len(tiles), int)], axis=1)
+    column, corners = _column(tiles)
     return activate(runtime.scores(column, corners)[:, : len(card.classes)], card.activation)
+
+
+def answers(runtime: Runtime, card: Card) -> list[np.ndarray]:
+    """What the model gives for drawn tiles: probabilities of a classifier, of others every output of every tile.
+
+    Raises:
+        ScoreError: NaN or infinity.
+    """
+    tiles = drawn_tiles(card.input.size_px)
+    if card.task == "classify":
+        return [probabilities(runtime, card, tiles)]
+    found = [np.array(array) for arrays in runtime.outputs(*_column(tiles)) for array in arrays]
+    if not all(np.isfinite(array).all() for array in found):
+        raise ScoreError(f"model {card.name} gave NaN or infinity for drawn tissue; needed finite numbers")
+    return found
+
+
+def _column(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles one below the other, and the corner of each."""
+    side = tiles.shape[1]
+    corners = np.stack([np.arange(len(tiles)) * side, np.zeros(len(tiles), int)], axis=1)
+    return np.ascontiguousarray(tiles.reshape(-1, side, 3)), corners
 
 
 def probe(folder: Path, reference: Path | None = None) -> dict[str, Any]:
@@ -49,7 +72,7 @@ def probe(folder: Path, reference: Path | None = None) -> dict[str, Any]:
     """
     card = load_card(folder / "card.json")
     runtime = Runtime(card, device="cpu")
-    found = probabilities(runtime, card, drawn_tiles(card.input.size_px))
+    answers(runtime, card)
     if reference is None:
         return {"name": card.name}
     with np.load(reference) as file:
