@@ -14,6 +14,7 @@
     │   ├── IntegrityError        (ValueError)         wrong sha256, a pickle, a file outside the model's folder
     │   ├── DownloadError         (OSError)            a model could not be fetched
     │   ├── ProviderError         (RuntimeError)       asked for CUDA and got something else
+    │   ├── DeviceMemoryError     (MemoryError)        the device has no room for a batch
     │   └── ScoreError            (ArithmeticError)    the model returned NaN or infinity
     ├── PlanError                 (ValueError)         the run cannot be planned
     │   ├── NothingToAnalyse                           no tissue, or no tile inside the region
@@ -94,6 +95,10 @@ class DownloadError(ModelError, OSError):
 
 class ProviderError(ModelError, RuntimeError):
     """The requested device cannot be had."""
+
+
+class DeviceMemoryError(ModelError, MemoryError):
+    """The device has no room for a batch."""
 
 
 class ScoreError(ModelError, ArithmeticError):

@@ -62,9 +62,10 @@ def run_blocks(
     waiting = _Shared(blocks)
 
     def work() -> None:
-        for block in waiting:
-            tasks = score_tasks(job, [block], "score")
-            dask.get({**tasks, "done": (done, *tasks)}, "done")
+        with job.runtime.working():
+            for block in waiting:
+                tasks = score_tasks(job, [block], "score")
+                dask.get({**tasks, "done": (done, *tasks)}, "done")
 
     with ThreadPoolExecutor(threads, thread_name_prefix="wsiengine") as pool:
         workers = [pool.submit(work) for _ in range(threads)]

@@ -11,12 +11,20 @@ import onnxruntime
 import pytest
 
 from tests.models.tiny import Tiny, block, card_json, graph, lattice, tiny, write_card
-from wsiengine.errors import CardError, DependencyError, IntegrityError, ModelError, ProviderError, ScoreError
+from wsiengine.errors import (
+    CardError,
+    DependencyError,
+    DeviceMemoryError,
+    IntegrityError,
+    ModelError,
+    ProviderError,
+    ScoreError,
+)
 from wsiengine.models import runtime as module
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.contract import check_outputs
 from wsiengine.models.integrity import file_sha256
-from wsiengine.models.runtime import CPU, CUDA, Runtime, providers
+from wsiengine.models.runtime import CPU, CUDA, TENSORRT, Runtime, providers
 
 GOOD: dict[str, dict[str, Any]] = {
     "uint8": {},
@@ -238,7 +246,7 @@ def test_cpu_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:1", "cuda:-1", "", "auto:0"])
 def test_unknown_devices(device: str, tmp_path: Path) -> None:
-    with pytest.raises(ProviderError, match="needed auto, cpu, cuda or cuda:1"):
+    with pytest.raises(ProviderError, match="needed auto, cpu, cuda, cuda:1"):
         Runtime(tiny(tmp_path), device=device)
 
 
@@ -279,6 +287,10 @@ class Fake:
         self.shapes.append(feed["tiles"].shape)
         return self.real.run(names, feed)
 
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.real.run_with_iobinding(binding)
+        self.shapes.append(binding.get_outputs()[0].shape())
+
 
 def faked(monkeypatch: pytest.MonkeyPatch, claims: list[str] | None) -> list[Fake]:
     """A build that lists CUDA; sessions that ask for it get ``claims``, or fail where None."""
@@ -294,7 +306,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, claims: list[str] | None) -> list[Fak
         made[-1].asked = providers  # type: ignore[attr-defined]
         return made[-1]
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     return made
 
@@ -332,9 +344,70 @@ def test_cuda_batches_have_one_padded_shape(tmp_path: Path, monkeypatch: pytest.
     assert "CUDA device 2" in runtime.chosen
     scores = runtime.scores(pixels, origins)
     np.testing.assert_allclose(scores, by_hand(card, pixels, origins), atol=1e-5)
-    assert set(made[-1].shapes) == {(8, 32, 32, 3)}
+    assert made[-1].shapes == [(8, 32, 32, 3), *[[8, 3]] * -(-len(origins) // 8)]
     (name, options), fallback = made[-1].asked  # type: ignore[attr-defined]
     assert (name, options["device_id"], fallback) == (CUDA, "2", CPU)
+
+
+def test_several_devices_have_a_session_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = faked(monkeypatch, [CUDA, CPU])
+    card = tiny(tmp_path)
+    pixels, origins = block(120, 150), lattice(120, 150, 32, 4)
+    runtime = Runtime(card, device="cuda:0,1", batch_size=4)
+    assert [fake.asked[0][1]["device_id"] for fake in made] == ["0", "1"]  # type: ignore[attr-defined]
+    assert "CUDA devices 0, 1" in runtime.chosen
+    parts = np.array_split(origins, 4)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda part: runtime.scores(pixels, part), parts))
+    np.testing.assert_allclose(np.concatenate(found), by_hand(card, pixels, origins), atol=1e-5)
+    facts = runtime.batches()
+    assert facts is not None
+    assert facts["tiles"] == len(origins)
+
+
+def test_tensorrt_keeps_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = faked(monkeypatch, [TENSORRT, CUDA, CPU])
+    runtime = Runtime(tiny(tmp_path), device="tensorrt:1", batch_size=4)
+    assert runtime.provider == TENSORRT
+    (name, options), (then, _), last = made[-1].asked  # type: ignore[attr-defined]
+    assert (name, then, last) == (TENSORRT, CUDA, CPU)
+    assert options["device_id"] == "1"
+    assert Path(options["trt_engine_cache_path"]).is_relative_to(tmp_path / "cache")
+    assert Path(options["trt_engine_cache_path"]).is_dir()
+
+
+def test_asked_for_tensorrt_and_got_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faked(monkeypatch, [CUDA, CPU])
+    with pytest.raises(ProviderError, match=f"asked for {TENSORRT}, but the session got {CUDA}") as caught:
+        Runtime(tiny(tmp_path), device="tensorrt")
+    assert "libnvinfer" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("changes", [{}, {"gate": True}, {"dtype": "float32", "layout": "NCHW"}])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_batches_on_the_cpu_give_what_single_tiles_give(tmp_path: Path, changes: dict, batch_size: int) -> None:
+    card = tiny(tmp_path, **changes)
+    pixels, origins = block(90, 110), lattice(90, 110, 32, 8)
+    fed = Runtime(card, device="cpu", batch_size=batch_size, batched=True)
+    assert fed.batch_size == batch_size
+    scores = fed.scores(pixels, origins)
+    np.testing.assert_allclose(scores, Runtime(card, device="cpu").scores(pixels, origins), atol=1e-5)
+    for few in (0, 1, 3):  # what was in the batch before does not show
+        np.testing.assert_array_equal(fed.scores(pixels, origins[:few]), scores[:few])
+
+
+def test_a_full_device_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = faked(monkeypatch, [CUDA, CPU])
+    runtime = Runtime(tiny(tmp_path), device="cuda", batch_size=8)
+
+    def full(binding: Any) -> None:
+        raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9")
+
+    monkeypatch.setattr(made[-1], "run_with_iobinding", full)
+    with pytest.raises(DeviceMemoryError, match="no room for batches of 8 tiles") as caught:
+        runtime.scores(block(40, 40), np.array([(0, 0)]))
+    assert "--batch-size 4" in (caught.value.hint or "")
 
 
 def test_a_fixed_batch_is_kept_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

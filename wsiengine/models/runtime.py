@@ -7,7 +7,9 @@ convolutions split their sums by thread count where a batch has one image; and d
 batch. It costs nothing: measured on one core, ms per 224 px tile at batch 1, 8 and 16, ResNet-18 took 17.1, 16.5 and
 16.2, MobileNetV2 4.1, 4.9 and 5.4. Threads work on different tiles instead.
 
-On CUDA every batch has one fixed, padded shape, which is part of a run's identity.
+On a GPU every batch has one fixed, padded shape, which is part of a run's identity; batches are filled across blocks,
+and more than one is under way (:mod:`wsiengine.models.feeding`). The provider is a parameter: ``batched`` runs the very
+same code on the CPU.
 """
 
 import math
@@ -15,6 +17,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,14 +25,18 @@ from typing import Any
 import numpy as np
 
 from wsiengine.errors import CardError, DependencyError, ModelError, ProviderError, ScoreError
+from wsiengine.models.bound import BoundSlot
 from wsiengine.models.card import Card
 from wsiengine.models.contract import check_outputs, check_scores, check_signature, disagrees
+from wsiengine.models.feeding import AHEAD, Feeder
 from wsiengine.models.integrity import check_files, check_onnx
 from wsiengine.models.parts import InputSpec
 from wsikernels.pack import pack_tiles, pack_tiles_nhwc
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+_KINDS = {"cuda": CUDA, "tensorrt": TENSORRT}
 CUDA_BATCH = 64
 _NUMPY = {"uint8": np.uint8, "float32": np.float32, "float16": np.float16}
 _ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
@@ -89,12 +96,14 @@ class Runtime:
 
     Args:
         card: The model.
-        device: ``cpu``, ``cuda``, ``cuda:1`` …, or ``auto``: CUDA where a session can have it, else the CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1`` (several, which share the work), ``tensorrt`` likewise, or
+            ``auto``: CUDA where a session can have it, else the CPU.
         threads: Tiles that one call of :meth:`scores` works on at once (CPU). Leave it at 1 where several threads call.
-        batch_size: Tiles handed to CUDA at once, 64 by default; the CPU takes one at a time, whatever is given.
+        batch_size: Tiles handed to a GPU at once, 64 by default; the CPU takes one at a time, whatever is given.
+        batched: Treat the CPU as a GPU is: for tests and comparisons.
 
     Attributes:
-        provider: ``CPUExecutionProvider`` or ``CUDAExecutionProvider``.
+        provider: ``CPUExecutionProvider``, ``CUDAExecutionProvider`` or ``TensorrtExecutionProvider``.
         chosen: In words, what runs the model, and why.
         batch_size: Tiles handed over at once.
 
@@ -105,17 +114,27 @@ class Runtime:
         ProviderError: CUDA was asked for and the session did not get it.
     """
 
-    def __init__(self, card: Card, *, device: str = "auto", threads: int = 1, batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        card: Card,
+        *,
+        device: str = "auto",
+        threads: int = 1,
+        batch_size: int | None = None,
+        batched: bool = False,
+    ) -> None:
         if threads < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"threads and batch size are whole numbers above 0, not {threads} and {batch_size}")
         self.card = card
-        self._arguments = (card, device, threads, batch_size)
+        self._arguments = (card, device, threads, batch_size, batched)
         check_files(card)
-        self._session, self.chosen = _open(card, device)
+        sessions, self.chosen = _open(card, device)
+        self._session = sessions[0]
         self.provider: str = self._session.get_providers()[0]
+        self.batched = batched or self.provider != CPU
         fixed = check_signature(self._session.get_inputs(), self._session.get_outputs(), card)
         usual = 1 if card.outputs.boxes else CUDA_BATCH  # most detectors put the boxes of all tiles into one list
-        self.batch_size = 1 if self.provider == CPU else fixed or batch_size or usual
+        self.batch_size = fixed or batch_size or usual if self.batched else 1
         if fixed not in (None, self.batch_size):
             raise disagrees(card, f"a fixed batch of {fixed}", f"a free batch axis, or {self.batch_size}, on the CPU")
         self._input: str = self._session.get_inputs()[0].name
@@ -123,9 +142,10 @@ class Runtime:
         wanted = rows if card.task == "classify" else card.outputs.names
         self._outputs = [name for name in wanted if name is not None]
         self._others = {file: _other_session(card, file) for file in (card.second.files if card.second else ())}
-        self._one_at_a_time = threading.Lock() if self.provider == CUDA else None
-        self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and self.provider == CPU else None
+        self._one_at_a_time = threading.Lock() if self.provider != CPU else None
+        self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and not self.batched else None
         self._probe()
+        self._feeder = self._fed(sessions) if self.batched and card.task == "classify" else None
 
     def __reduce__(self) -> tuple:
         return _shared, self._arguments
@@ -146,6 +166,10 @@ class Runtime:
             ModelError: ONNX Runtime failed on this input.
         """
         origins = _checked_origins(pixels, origins_px, self.card.input.size_px)
+        if self._feeder is not None:
+            scores = self._feeder.scores(pixels, origins)
+            check_scores(scores, origins, self.card, tolerant=tolerant)
+            return scores
         scores = np.empty((len(origins), self.card.score_channels), np.float32)
         if self._pool is None or len(origins) < 2:
             self._fill(pixels, origins, scores)
@@ -155,6 +179,19 @@ class Runtime:
             list(self._pool.map(lambda b: self._fill(pixels, origins[b[0] : b[1]], scores[b[0] : b[1]]), bounds))
         check_scores(scores, origins, self.card, tolerant=tolerant)
         return scores
+
+    def working(self) -> AbstractContextManager[None]:
+        """For a thread that will ask for scores again and again, while it does: batches then wait for its tiles."""
+        return nullcontext() if self._feeder is None else self._feeder.worker()
+
+    def batches(self) -> dict[str, float] | None:
+        """On a GPU: batches run, tiles and rows in them, and seconds that sessions were at work."""
+        return None if self._feeder is None else self._feeder.facts()
+
+    def _fed(self, sessions: list[Any]) -> Feeder:
+        errors = _ort_errors()
+        slots = [[BoundSlot(s, self._batch(), self._outputs, errors) for _ in range(AHEAD)] for s in sessions]
+        return Feeder(slots, lambda pixels, at, rows: _pack(pixels, at, self.card, rows), self.card.score_channels)
 
     def outputs(self, pixels: np.ndarray, origins_px: np.ndarray) -> Iterator[list[np.ndarray]]:
         """What the model gives for each tile of a block, unchecked: for tasks that are no row of scores.
@@ -284,24 +321,28 @@ def _shared(*arguments: Any) -> Runtime:
     """The one Runtime that all unpickled copies in a process share."""
     with _sharing:
         if arguments not in _shared_runtimes:
-            card, device, threads, batch_size = arguments
-            _shared_runtimes[arguments] = Runtime(card, device=device, threads=threads, batch_size=batch_size)
+            card, device, threads, size, batched = arguments
+            made = Runtime(card, device=device, threads=threads, batch_size=size, batched=batched)
+            _shared_runtimes[arguments] = made
         return _shared_runtimes[arguments]
 
 
-def _open(card: Card, device: str) -> tuple[Any, str]:
-    """The session on the device, and in words why that one."""
+def _open(card: Card, device: str) -> tuple[list[Any], str]:
+    """The sessions, one per device, and in words why those."""
     ort = import_onnxruntime()
-    kind, index = _parse_device(device)
+    kind, indices = _parse_device(device)
     version = f"ONNX Runtime {ort.__version__}"
     if kind == "cpu":
-        return _cpu_session(ort, card), f"{version}, CPU (asked for)"
+        return [_cpu_session(ort, card)], f"{version}, CPU (asked for)"
+    wanted = "cuda" if kind == "auto" else kind
+    which = f"device{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
     try:
-        return _cuda_session(ort, card, index), f"{version}, CUDA device {index}"
+        sessions = [_gpu_session(ort, card, wanted, index) for index in indices]
+        return sessions, f"{version}, {'CUDA' if wanted == 'cuda' else 'TensorRT'} {which}"
     except ProviderError as error:
-        if kind == "cuda":
+        if kind != "auto":
             raise
-        return _cpu_session(ort, card), f"{version}, CPU ({error.message})"
+        return [_cpu_session(ort, card)], f"{version}, CPU ({error.message})"
 
 
 def _cpu_session(ort: Any, card: Card) -> Any:
@@ -311,27 +352,43 @@ def _cpu_session(ort: Any, card: Card) -> Any:
     return session
 
 
-def _cuda_session(ort: Any, card: Card, index: int) -> Any:
-    if CUDA not in ort.get_available_providers():
-        raise _no_cuda("the installed ONNX Runtime build has no CUDA")
+def _gpu_session(ort: Any, card: Card, kind: str, index: int) -> Any:
+    provider, name = _KINDS[kind], "CUDA" if kind == "cuda" else "TensorRT"
+    if provider not in ort.get_available_providers():
+        raise _no_gpu(kind, f"the installed ONNX Runtime build has no {name}")
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries that pip installed
     # Exhaustive search picks algorithms by stopwatch, and TF32 drops 13 bits: neither gives the same scores twice.
-    options = {"device_id": str(index), "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+    cuda = (CUDA, {"device_id": str(index), "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
+    wanted = [cuda, CPU] if kind == "cuda" else [(TENSORRT, _tensorrt_options(card, index)), cuda, CPU]
     try:
-        session = _session(ort, card, [(CUDA, options), CPU])
+        session = _session(ort, card, wanted)
     except CardError as error:  # a missing driver and a bad model look the same from here; the CPU tells them apart
         _cpu_session(ort, card)
-        raise _no_cuda(f"CUDA device {index} refused the session: {error.message}") from error
-    if session.get_providers()[:1] != [CUDA]:  # a build lists CUDA even where no session can have it
-        raise _no_cuda(f"asked for {CUDA}, but the session got {', '.join(session.get_providers())}")
+        raise _no_gpu(kind, f"{name} device {index} refused the session: {error.message}") from error
+    if session.get_providers()[:1] != [provider]:  # a build lists CUDA even where no session can have it
+        raise _no_gpu(kind, f"asked for {provider}, but the session got {', '.join(session.get_providers())}")
     return session
 
 
-def _no_cuda(message: str) -> ProviderError:
+def _tensorrt_options(card: Card, index: int) -> dict[str, str]:
+    """Engines take minutes to build: they are kept, per model, in the user's cache folder."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "wsiengine" / "tensorrt" / card.sha256[:16]
+    options = {"device_id": str(index)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: engines are built anew each time
+        return options
+    kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder), "trt_timing_cache_enable": "1"}
+    return options | kept
+
+
+def _no_gpu(kind: str, message: str) -> ProviderError:
+    library = "" if kind == "cuda" else "pip install tensorrt-cu12 (libnvinfer), "
     return ProviderError(
         message,
-        hint='pip install "wsiengine[gpu]" without onnxruntime beside it, see that nvidia-smi lists the GPU, '
+        hint=f'{library}pip install "wsiengine[gpu]" without onnxruntime beside it, see that nvidia-smi lists the GPU, '
         "or use --device cpu",
     )
 
@@ -360,11 +417,15 @@ def _session(ort: Any, card: Card, wanted: list, path: Path | None = None) -> An
         ) from error
 
 
-def _parse_device(device: str) -> tuple[str, int]:
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise ProviderError(f"device is {device!r}, needed auto, cpu, cuda or cuda:1", hint="try --device auto")
-    return kind, int(index or 0)
+def _parse_device(device: str) -> tuple[str, tuple[int, ...]]:
+    kind, colon, listed = device.partition(":")
+    indices = listed.split(",") if colon else ["0"]
+    known = kind in _KINDS or (kind in ("auto", "cpu") and not colon)
+    if not known or not all(index.isdecimal() for index in indices) or len(set(indices)) < len(indices):
+        raise ProviderError(
+            f"device is {device!r}, needed auto, cpu, cuda, cuda:1, cuda:0,1 or tensorrt", hint="try --device auto"
+        )
+    return kind, tuple(map(int, indices))
 
 
 def _checked_origins(pixels: np.ndarray, origins_px: np.ndarray, side: int) -> np.ndarray:
