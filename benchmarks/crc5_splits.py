@@ -119,10 +119,15 @@ def read_splits(out: Path, fields: list[Field], names: list[str]) -> Scores | No
 
 
 def chosen_rule(out: Path, fields: list[Field]) -> MiddleRule:
-    """The rule for the middle class, from folds 1 to 4 alone: known and unknown laboratories alike."""
-    names = [["without-ebhi"], ["without-glas"], ["without-lc25000"], [f"fold{k}" for k in FOLDS]]
-    parts = [scores for name in names if (scores := read_splits(out, fields, name)) is not None]
-    return fit_rule([part.where(part.column("fold") != "0") for part in parts])
+    """The rule for the middle class, from folds 1 to 4 alone."""
+
+    def scores(names: list[str]) -> Scores | None:
+        found = read_splits(out, fields, names)
+        return None if found is None else found.where(found.column("fold") != "0")
+
+    home = scores([f"fold{k}" for k in FOLDS])
+    away = [found for name in SETS if (found := scores([f"without-{name}"])) is not None]
+    return fit_rule(home, away) if home is not None and away else MiddleRule()
 
 
 def rows(out: Path, fields: list[Field], rule: MiddleRule) -> dict[str, Any]:

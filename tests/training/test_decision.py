@@ -61,8 +61,22 @@ def shifted(tmp_path_factory):
 
 def test_a_rule_is_found_that_holds_in_every_set(shifted):
     assert image_worth(shifted)["glas"] == Worth(pytest.approx(2 / 3), 0.0)
-    rule = fit_rule([shifted])
+    seen = shifted.column("source") == "ebhi"
+    rule = fit_rule(shifted.where(seen), [shifted.where(~seen)])
     assert rule.share < 1
     assert rule.lift > 0
     found = image_worth(rule.applied(shifted))
     assert found == dict.fromkeys(("ebhi", "glas", "lc25000"), Worth(1.0, 1.0))
+
+
+def test_a_rule_that_costs_accuracy_at_home_is_not_taken(shifted):
+    """At home only the middle output tells adenoma; elsewhere only the difference of the others."""
+    home = shifted.where(shifted.column("source") == "ebhi")
+    severity = home.labels - 1
+    logits = np.stack([-0.1 * severity, np.where(severity == 0, 0.2, -0.3), 0.1 * severity], axis=1)
+    fine = Scores(home.fields, logits.astype(np.float32), home.epithelium, home.drawn)
+    away = shifted.where(shifted.column("source") == "glas")
+    rule = fit_rule(fine, [away])
+    assert image_worth(rule.applied(fine))["ebhi"] == Worth(1.0, 1.0)
+    assert rule.share > 0
+    assert fit_rule(away, [away]).share == 0.0

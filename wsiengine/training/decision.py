@@ -77,19 +77,25 @@ def image_worth(scores: Scores) -> dict[str, Worth]:
     return found
 
 
-def fit_rule(parts: Iterable[Scores]) -> MiddleRule:
-    """The rule that is worth most on average over all sets of all parts, each of which counts alike.
+def fit_rule(home: Scores, away: Iterable[Scores]) -> MiddleRule:
+    """The rule that is worth most on sets that were not seen, of those that cost nothing on average on sets that were.
 
-    A set's worth is the mean of its balanced accuracy and of its worst class's recall: a class that is never found is
-    no use, however well the others do.
+    An unseen set's worth is the mean of its balanced accuracy and of its worst class's recall: a class that is never
+    found is no use, however well the others do.
 
     Args:
-        parts: Scores of fields that their network has not seen: of sets that it has seen, and of sets that it has not.
+        home: Scores of fields that their network has not seen, of sets that it has seen.
+        away: Scores of sets that their network has not seen.
     """
-    held = [diagnosed(part) for part in parts]
+    known, unknown = diagnosed(home), [diagnosed(part) for part in away]
 
-    def worth(rule: MiddleRule) -> float:
-        found = [w for part in held for w in image_worth(rule.applied(part)).values()]
+    def at_home(rule: MiddleRule) -> float:
+        return float(np.mean([w.balanced for w in image_worth(rule.applied(known)).values()]))
+
+    def abroad(rule: MiddleRule) -> float:
+        found = [w for part in unknown for w in image_worth(rule.applied(part)).values()]
         return float(np.mean([(w.balanced + w.worst) / 2 for w in found]))
 
-    return max((MiddleRule(share, lift) for share in SHARES for lift in LIFTS), key=worth)
+    needed = at_home(MiddleRule())
+    rules = [MiddleRule(share, lift) for share in SHARES for lift in LIFTS]
+    return max((rule for rule in rules if at_home(rule) >= needed or rule == MiddleRule()), key=abroad)
