@@ -60,7 +60,8 @@ def test_the_core_is_light() -> None:
     "path", sorted((ROOT / "wsiengine").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
 )
 def test_what_is_imported_is_declared(path: Path) -> None:
-    allowed = set(CORE) | {name for extra in ("cpu", "gpu", "distributed", "dicom") for name in _requirements(EXTRAS[extra])}
+    extras = ("cpu", "gpu", "distributed", "dicom")
+    allowed = set(CORE) | {name for extra in extras for name in _requirements(EXTRAS[extra])}
     if "training" in path.parts:
         allowed |= set(_requirements(EXTRAS["train"]))
     for module in _imported(path) - LOCAL - set(sys.stdlib_module_names):
