@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiengine import __version__
-from wsiengine.errors import PlanError, UnreadableSlide
+from wsiengine.errors import DeviceMemoryError, PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summarise, write_annotations
 from wsiengine.grid import blocks_of
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory
-from wsiengine.output import Workspace, refuse_gaps, refuse_other
+from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
 from wsiengine.profile import Profile, draw_profile
@@ -86,17 +86,32 @@ def infer(
     request = Request(slide=slide, model=model, **options)
     with watch.stage("open"):
         subject = identify(request)
+    again: dict[str, Any] | None = None
     settings = _settings(subject, outputs)
     for text in subject.warnings:
         listener(Event("warning", {"text": text}))
     folder = Path(output) if output is not None else default_folder(subject.slide.path)
+    kept = None if request.batch_size or overwrite else kept_batch_size(folder, subject.identity)
+    if kept is not None:
+        subject = identify(replace(request, batch_size=kept))
     with Workspace(folder, subject.identity, overwrite=overwrite) as space:
         if space.finished is not None:
             refuse_other(folder, space.finished.get("finish", {}), settings, "a finished run", _REDRAW)
             refuse_gaps(folder, space.finished.get("files", []))
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
         else:
-            _run(subject, (space, outputs or Outputs()), client, listener, watch)
+            try:
+                _run(subject, (space, outputs or Outputs()), client, listener, watch)
+            except DeviceMemoryError as error:
+                smaller = subject.runtime.batch_size // 2
+                if not smaller:
+                    raise
+                space.forget()  # its scores are of batches of another shape
+                listener(Event("warning", {"text": f"{error.message} The slide starts again with {smaller}."}))
+                again = options | {"batch_size": smaller}
+    if again is not None:
+        how: dict[str, Any] = {"client": client, "listener": listener, "outputs": outputs, "profile": profile}
+        return infer(slide, model, folder, **how, **again)
     result = Result(folder)
     listener(Event("result", {"folder": str(folder), "summary": result.summary, "files": result.files}))
     return result
@@ -271,10 +286,10 @@ def _unreadable(plan: Plan, ran: np.ndarray, listener: Listener) -> dict[str, in
     """
     count = int(np.count_nonzero(plan.wanted & ~ran))
     if count == plan.tile_count:
-        raise UnreadableSlide("No tile of the slide could be read.", hint="copy it again from its origin.")
+        raise UnreadableSlide("No tile of the slide could be read and scored.", hint="copy it again from its origin.")
     if not count:
         return {}
-    words = f"{unreadable_words({'unreadable_tiles': count})}: the slide is damaged there, and the map shows no result."
+    words = f"{unreadable_words({'unreadable_tiles': count})}: there the map shows no result."
     listener(Event("warning", {"text": words}))
     return {"unreadable_tiles": count}
 
@@ -296,6 +311,7 @@ def run_facts(
 ) -> dict[str, Any]:
     """Everything needed to repeat the run: never the slide's path or name. Only ``timing`` and ``host`` may differ."""
     subject, prepared = who
+    batches = subject.runtime.batches()
     plan, card, info = prepared.plan, subject.card, subject.slide.info
     return {
         "wsiengine": __version__,
@@ -334,7 +350,7 @@ def run_facts(
         },
         "warnings": list(subject.warnings),
         **results,
-        "timing": Profile.of(watch).facts(),
+        "timing": {**Profile.of(watch).facts(), **({"batches": batches} if batches else {})},
         "host": {
             "python": platform.python_version(),
             "machine": platform.machine(),

@@ -42,6 +42,19 @@ _WORDS = {
 }
 
 
+def kept_batch_size(folder: Path, identity: Mapping[str, Any]) -> int | None:
+    """Tiles per batch of the run in ``folder``, finished or not, if that alone tells it from ``identity``.
+
+    Only runs on a GPU have one: a run that met a full device went on with less, and so must whoever resumes it.
+    """
+    finished, journal = finished_run(folder), folder / ".work" / "journal"
+    there = finished.get("identity", {}) if finished else read_journal(journal).header if journal.exists() else {}
+    theirs, ours = dict(there.get("parameters", {})), dict(identity["parameters"])
+    kept, asked = theirs.pop("batch_size", None), ours.pop("batch_size", None)
+    same = {**there, "parameters": theirs} == {**identity, "parameters": ours}
+    return int(kept) if same and kept and kept != asked else None
+
+
 def finished_run(folder: Path) -> dict[str, Any] | None:
     """``run.json`` of a finished run; None where there is none.
 
