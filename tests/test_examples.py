@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import shapely
 
 from tests import planted_slides as planted
+from tests.data import data_dir
 from wsiengine.geometry import Box, Size
 from wsiengine.result import Result
 
@@ -66,3 +69,15 @@ def test_a_model_of_ones_own(slide: Path, tmp_path: Path) -> None:
     areas = Result(tmp_path / "out").summary["area_mm2"]
     assert set(areas) == {"Dark", "Pale"}
     assert areas["Dark"] == pytest.approx(0.05, rel=0.25)  # the mark is the only dark thing
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="training needs torch")
+def test_from_annotations_to_a_model_to_annotations(tmp_path: Path) -> None:
+    told = run("train_your_own.py", data_dir(), 24, cwd=tmp_path)
+    assert "train 360 images, test 120; classes Benign, Carcinoma" in told
+    result = Result(tmp_path / "out")
+    zones = {"Benign": shapely.box(160, 160, 1710, 1726), "Carcinoma": shapely.box(1870, 160, 3420, 1726)}
+    for name, zone in zones.items():
+        found = shapely.union_all([a.geometry for a in result.annotations if a.class_name == name])
+        assert found.intersection(zone).area > 0.5 * zone.area, name
+    assert "Held-out fold" in (tmp_path / "mymodel" / "report.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import Predict
 
 CHECKPOINT_EVERY = 100
-LOG_EVERY = 50
+LOG_EVERY = 50  # iterations at most; short trainings are logged twenty times
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ class Trainer:
         self._losses.append(parts)
         self.iteration = iteration + 1
         ends = self.iteration == self.recipe.iterations
-        row = self._log() if self.iteration % LOG_EVERY == 0 or ends else None
+        every = min(LOG_EVERY, max(1, self.recipe.iterations // 20))
+        row = self._log() if self.iteration % every == 0 or ends else None
         if self.validate is not None and (self.iteration % self.recipe.validate_every == 0 or ends):
             row = (row or {"iteration": self.iteration}) | {"validation": self._try_out(self.validate)}
         if row is not None:

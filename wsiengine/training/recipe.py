@@ -86,7 +86,8 @@ def run(
     write_report(out, own, {"train": trained, "stop": validation, "test": held_out}, figures)
     found = figures["image"]["all"]
     low, high = found["interval_95"]
-    say(f"held out: balanced accuracy {found['balanced_accuracy']} ({low}–{high}, {found['cases']} cases)")
+    interval = f"{low}–{high}, {found['cases']} cases" if found["cases"] > 2 else "too few cases for an interval"
+    say(f"held out: balanced accuracy {found['balanced_accuracy']} ({interval})")
     if own.precision:
         from wsiengine.training.precisions import add_precisions
 

@@ -71,9 +71,12 @@ def _results(figures: Mapping[str, Any]) -> list[str]:
         found = figures[level]["all"]
         low, high = found["interval_95"]
         classes = found["classes"]
+        value = _word(found["balanced_accuracy"])
+        sure = f"**{_word(low)}** (lower bound; {value}, 95 % by cases {_word(low)}–{_word(high)}"
+        if found["cases"] < 3:
+            sure = f"**{value}** (too few cases for an interval"
         lines += [
-            f"By {level}: balanced accuracy **{_word(low)}** (lower bound; {_word(found['balanced_accuracy'])}, "
-            f"95 % by cases {_word(low)}–{_word(high)}; {found['rows']} {level}s of {found['cases']} cases), "
+            f"By {level}: balanced accuracy {sure}; {found['rows']} {level}s, cases: {found['cases']}), "
             f"mAP {_word(found['mean_average_precision'])}, calibration error {_word(found['ece'])}.",
             "",
             f"| {level}s | recall | precision | specificity | F1 | AUROC |",
