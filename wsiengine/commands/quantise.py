@@ -2,15 +2,24 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsiengine.commands.arguments import positive, whole
 from wsiengine.models.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from wsiengine.models.card import Card
+    from wsiengine.training.data import Field
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model name or folder")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="labels.csv's folder, or a folder per class"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="labels.csv's folder, a folder per class, or annotated slides",
     )
     parser.add_argument(
         "--precision", action="append", choices=PRECISIONS[1:], help="what to make; may be repeated (default: int8)"
@@ -32,12 +41,17 @@ def run(args: argparse.Namespace) -> int:
     from wsiengine.errors import OutputConflict
     from wsiengine.models.registry import ZOO, load_model
     from wsiengine.training import quantise
+    from wsiengine.training.slides import has_slides
     from wsiengine.training.tables import read_labels
 
     card = load_model(args.model)
     if args.output is None and card.folder.resolve().is_relative_to(ZOO.resolve()):
         raise OutputConflict(f"{card.name} is a bundled model, which is not changed", hint="give -o DIR for a copy")
-    fields = read_labels(args.data, merge=merge_pairs(args.map), mpp=args.source_mpp)
+    merge = merge_pairs(args.map)
+    if has_slides(args.data):
+        fields = _tiles_of_slides(args.data, card, merge, args.output or card.folder)
+    else:
+        fields = read_labels(args.data, merge=merge, mpp=args.source_mpp)
     sides = [[f for f in fields if (f.fold == args.test_fold) == held] for held in (False, True)]
     folder = quantise(
         card,
@@ -49,3 +63,12 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"model  {folder}: `wsiengine infer SLIDE --model {folder} --precision auto`")
     return 0
+
+
+def _tiles_of_slides(data: Path, card: "Card", merge: dict[str, str], folder: Path) -> list["Field"]:
+    """Tiles of annotated slides, as the model's own training would cut them."""
+    from wsiengine.training.slides import Cutting, cut_slides, find_slides
+    from wsiengine.training.tables import Labels
+
+    how = Cutting(card.input.fixed_mpp.mean, card.input.size_px)
+    return cut_slides(find_slides(data), Labels(merge=merge), how, folder / "training" / "tiles-to-measure")
