@@ -1,6 +1,6 @@
 """What a whole run costs beside the model alone: tiles/s, their ratio, time per stage, peak memory.
 
-``python benchmarks/engine.py [--model crc5|resnet18|NAME] [--gpx 1] [--repeats 3] [--threads N] [--quick]``
+``python benchmarks/engine.py [--model crc5|resnet18|…] [--gpx 1] [--repeats 3] [--threads N] [--quick]``
 
 The slide is a mosaic of real fields at 0.25 µm/px (WSIENGINE_DATA), or position-coded pixels where there are none;
 ``--slide`` takes another. The floor is the model's session on the run's own tiles, packed and in memory beforehand,
@@ -25,6 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+from benchmarks.networks import NAMES, make  # noqa: E402
+
 _MIB = 1 << 20
 _FLOOR_TILES = 400  # kept in memory; taken in turns until the floor has run long enough
 _SLIDE_MPP = 0.25
@@ -136,102 +138,6 @@ def make_slide(path: Path, gpx: float) -> None:
         position_slide(path, size, _SLIDE_MPP, PyramidLayout())
 
 
-def make_resnet18(folder: Path) -> Path:
-    """A network of ResNet-18's shape with random weights, fp32, 224 px at 0.5 µm/px, and its card."""
-    import onnx
-
-    from tests.models.tiny import write_card
-    from wsiengine.models.integrity import file_sha256
-
-    folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(_ResNet18().model(), folder / "resnet18.onnx")
-    card = {
-        "schema_version": 1,
-        "name": "resnet18",
-        "version": "1.0",
-        "task": "classify",
-        "classes": [{"name": f"Class {k}", "colour": [40 * k, 90, 255 - 40 * k]} for k in range(5)],
-        "input": {
-            "size_px": 224,
-            "mpp": 0.5,
-            "layout": "NCHW",
-            "dtype": "float32",
-            "range": [0, 1],
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
-        },
-        "outputs": {"scores": "logits", "cam": "cam"},
-        "activation": "softmax",
-        "output_stride_px": 32,
-        "dense": {"block_px": 2048, "halo_px": 128, "offset_px": 15.5},
-        "resources": [{"file": "resnet18.onnx", "sha256": file_sha256(folder / "resnet18.onnx")}],
-        "licence": "Apache-2.0",
-    }
-    write_card(folder, card)
-    return folder
-
-
-class _ResNet18:
-    """The graph, node by node; batch norm is folded away, as an exporter does."""
-
-    def __init__(self) -> None:
-        import numpy as np
-
-        self._random = np.random.default_rng(0)
-        self._nodes: list[Any] = []
-        self._weights: list[Any] = []
-
-    def model(self) -> Any:
-        from onnx import TensorProto, helper
-
-        x = self._relu(self._convolve("x", 3, 64, 7, 2))
-        x = self._add("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-        wide = 64
-        for out, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
-            straight = x if stride == 1 and wide == out else self._convolve(x, wide, out, 1, stride)
-            x = self._convolve(self._relu(self._convolve(x, wide, out, 3, stride)), out, out, 3, 1)
-            x, wide = self._relu(self._add("Add", [x, straight])), out
-        weight, bias = self._weight((5, 512, 1, 1), 512), self._weight((5,), 1 << 16)
-        cam = self._add("Conv", [x, weight, bias], name="cam", kernel_shape=[1, 1])
-        self._add("Flatten", [self._add("GlobalAveragePool", [cam])], name="logits")
-        graph = helper.make_graph(
-            self._nodes,
-            "resnet18",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])],
-            [
-                helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 5]),
-                helper.make_tensor_value_info("cam", TensorProto.FLOAT, ["n", 5, "rows", "cols"]),
-            ],
-            self._weights,
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-    def _convolve(self, x: str, ins: int, outs: int, side: int, stride: int) -> str:
-        weight, bias = self._weight((outs, ins, side, side), ins * side * side), self._weight((outs,), 1 << 16)
-        return self._add(
-            "Conv", [x, weight, bias], kernel_shape=[side, side], strides=[stride] * 2, pads=[side // 2] * 4
-        )
-
-    def _relu(self, x: str) -> str:
-        return self._add("Relu", [x])
-
-    def _weight(self, shape: tuple[int, ...], fan_in: int) -> str:
-        import numpy as np
-        from onnx import numpy_helper
-
-        name = f"w{len(self._weights)}"
-        values = self._random.normal(0, math.sqrt(2 / fan_in), shape).astype(np.float32)
-        self._weights.append(numpy_helper.from_array(values, name))
-        return name
-
-    def _add(self, kind: str, inputs: list[str], *, name: str | None = None, **attributes: Any) -> str:
-        from onnx import helper
-
-        name = name or f"t{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
-        return name
-
-
 def _infer_options(options: argparse.Namespace) -> dict[str, Any]:
     limit = options.memory_limit and options.memory_limit * _MIB
     return {
@@ -259,7 +165,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         started = time.perf_counter()
         make_slide(slide, options.gpx)
         print(f"made {slide.name}, {slide.stat().st_size / _MIB:,.0f} MiB, in {time.perf_counter() - started:.0f} s")
-    model = str(make_resnet18(folder / "resnet18")) if options.model == "resnet18" else options.model
+    model = str(make(options.model, folder / options.model)) if options.model in NAMES else options.model
     _alone("engine", options, slide, model)  # compiles, fills the page cache; not counted
     tiles = options.floor_tiles
     floors, runs = [_alone("floor", options, slide, model, tiles)], []
@@ -298,7 +204,7 @@ def report(options: argparse.Namespace, runs: list[dict[str, Any]], floors: list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="crc5", help="crc5, resnet18 (random weights, 0.5 µm/px), or any model")
+    parser.add_argument("--model", default="crc5", help="any, or resnet18, resnet50, mobilenetv2 of random weights")
     parser.add_argument("--gpx", type=float, default=1.0, help="pixels of level 0, in 10⁹ (default 1)")
     parser.add_argument("--slide", type=Path, help="measure on this slide")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

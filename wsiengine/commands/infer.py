@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="number format of the model; auto: the fastest that keeps the answers (default: fp32)",
     )
-    run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]", help="what runs the model")
+    run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]|tensorrt[:i]", help="what runs the model")
     run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
     run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
     run.add_argument(
@@ -89,6 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--overwrite", action="store_true", help="replace another run's results in the output folder")
     add_drawing(parser.add_argument_group("regions"))
+    parser.add_argument(
+        "--cam", metavar="CLASS", help="also write where this class was seen: its class-activation map"
+    )
     talk = parser.add_argument_group("output")
     talk.add_argument("--profile", action="store_true", help="tell where the time went; a timeline in profile.png")
     talk.add_argument("--quiet", action="store_true", help="print errors only")
@@ -191,6 +194,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "region": args.region,
         "tissue": args.tissue,
         "mode": args.mode,
+        "cam": args.cam,
         "precision": args.precision,
         "mpp": args.mpp,
         "device": args.device,
