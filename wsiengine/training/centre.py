@@ -27,10 +27,18 @@ class CentreNet(nn.Module):
         width: Channels of the neck.
         fill: Grey value (0–255) with which pictures are filled up to whole cells of the coarsest map.
         areas: A third head learns where objects lie; it shapes the features and is not exported.
+        usual_px: Side of a usual object: what boxes begin with.
     """
 
     def __init__(
-        self, backbone: Backbone, classes: int, *, width: int = 48, fill: int = 255, areas: bool = False
+        self,
+        backbone: Backbone,
+        classes: int,
+        *,
+        width: int = 48,
+        fill: int = 255,
+        areas: bool = False,
+        usual_px: float = 26.0,
     ) -> None:
         super().__init__()
         self.backbone, self.fill = backbone, fill
@@ -39,7 +47,7 @@ class CentreNet(nn.Module):
         self.heat_body, self.heat = _separable(width), nn.Conv2d(width, classes, 1)
         self.sides_body, self.sides = _separable(width), nn.Conv2d(width, 4, 1)
         self.areas = nn.Conv2d(width, 1, 1) if areas else None
-        for layer, start in ((self.heat, -3.5), (self.sides, 1.2)):
+        for layer, start in ((self.heat, -3.5), (self.sides, float(np.log(usual_px / 2 / STRIDE_PX)))):
             nn.init.normal_(layer.weight, std=0.01)
             assert layer.bias is not None
             nn.init.constant_(layer.bias, start)

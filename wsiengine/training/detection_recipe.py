@@ -194,10 +194,19 @@ def _report(out: Path, own: DetectionRecipe, sides: tuple[DetectionSet, Detectio
     (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _sides(samples: list[Sample]) -> np.ndarray:
+    boxes = np.concatenate([s.objects.boxes_xyxy[~s.objects.ignored] for s in samples])
+    return boxes[:, 2:] - boxes[:, :2]
+
+
 def largest_side(samples: list[Sample]) -> float:
     """Of all boxes that count, in pixels."""
-    boxes = np.concatenate([s.objects.boxes_xyxy[~s.objects.ignored] for s in samples])
-    return float((boxes[:, 2:] - boxes[:, :2]).max())
+    return float(_sides(samples).max())
+
+
+def usual_side(samples: list[Sample]) -> float:
+    """The median side of the boxes that count, in pixels."""
+    return float(np.median(_sides(samples)))
 
 
 def _lesson(own: DetectionRecipe, classes: int, samples: list[Sample]) -> Lesson:
@@ -210,9 +219,10 @@ def _lesson(own: DetectionRecipe, classes: int, samples: list[Sample]) -> Lesson
     backbone.freeze(own.frozen if own.weights else 0)
     augment = Augment(own.side_px, turn=own.turn, fill=own.fill)
     if own.network == "centre":
-        return centre_lesson(CentreNet(backbone, classes, fill=own.fill), samples, augment, own.batch, own.__dict__)
-    network = RcnnNet(backbone, classes, masks=own.network == "mask_rcnn", fill=own.fill)
-    return rcnn_lesson(network, samples, augment, own.batch, own.__dict__)
+        network = CentreNet(backbone, classes, fill=own.fill, usual_px=usual_side(samples))
+        return centre_lesson(network, samples, augment, own.batch, own.__dict__)
+    regions = RcnnNet(backbone, classes, masks=own.network == "mask_rcnn", fill=own.fill)
+    return rcnn_lesson(regions, samples, augment, own.batch, own.__dict__)
 
 
 def _detector(network: nn.Module) -> nn.Module:

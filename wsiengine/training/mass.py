@@ -41,12 +41,13 @@ from wsiengine.training.detection_data import Augment, Sample, normalised_sample
 from wsiengine.training.detection_export import export_network
 from wsiengine.training.detection_loop import Schedule, fit
 
-MPP, TILE_PX, LARGEST_PX = 400.0, 512, 200
+MPP, TILE_PX, LARGEST_PX = 800.0, 256, 100
 NORMALISE = [{"step": "clahe", "region_um": 25600, "clip": 2.0}]
 IOUS = (0.5, 0.25)
 """A circle drawn by hand says roughly where: both overlaps are reported."""
-_AUGMENT = Augment(320, scales=(0.75, 1.33), colour=0.12, centre_on_objects=0.5, fill=0)
-_BATCH, _FROZEN, _LIMIT = 4, 4, 50
+_AUGMENT = Augment(192, scales=(0.75, 1.33), colour=0.12, centre_on_objects=0.5, fill=0)
+_BATCH, _FROZEN, _LIMIT = 8, 4, 50
+_RATE, _HEAD_RATE, _USUAL_PX = 5e-4, 3e-3, 24.0
 _TRAINED = (1, 2, 3, 4)
 
 
@@ -57,7 +58,7 @@ class Run:
     found: DetectionSet
     backbone: Path
     out: Path
-    iterations: int = 150
+    iterations: int = 240
     areas: bool = True
     threads: int = 1
 
@@ -73,13 +74,13 @@ def train(run: Run, folds: Sequence[int]) -> CentreDetector:
     backbone = build("mobilenet_v2")
     load_weights(backbone, run.backbone)
     backbone.freeze(_FROZEN)
-    network = CentreNet(backbone, 1, fill=0, areas=run.areas)
+    network = CentreNet(backbone, 1, fill=0, areas=run.areas, usual_px=_USUAL_PX)
     samples = samples_of(run.found.chosen(folds).images)
     facts = {"folds": list(folds), "set": "mias", "areas": run.areas}
     name = "without-" + "".join(str(f) for f in range(FOLDS) if f not in folds)
     fitted = fit(
         centre_lesson(network, samples, _AUGMENT, _BATCH, facts),
-        Schedule(run.iterations, threads=run.threads),
+        Schedule(run.iterations, _RATE, _HEAD_RATE, threads=run.threads),
         run.out / name,
     )
     assert isinstance(fitted, CentreNet)
@@ -182,7 +183,8 @@ def _card(to: Path, facts: dict[str, Any], run: Run) -> dict[str, Any]:
         },
         "output_stride_px": 16,
         "resources": [resource(to / name) for name in ("mass.onnx", "figures.json")],
-        "licence": "research use only (mini-MIAS)",
+        "licence": "research use only",
+        "terms": "LICENSES/mass.txt",
         "intended_use": (
             "Shows how mammograms go through the engine. Not a medical device, not for diagnosis, and too weak for any "
             "clinical question: it misses many masses and marks healthy tissue."

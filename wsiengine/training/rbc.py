@@ -204,7 +204,8 @@ def _card(to: Path, facts: dict[str, Any], run: Run) -> dict[str, Any]:
         },
         "output_stride_px": 16,
         "resources": [resource(to / name) for name in ("rbc.onnx", "types.onnx", "boosting.onnx", "figures.json")],
-        "licence": "Apache-2.0 (trained on Chula RBC-12, MIT)",
+        "licence": "Apache-2.0; trained on Chula RBC-12 (MIT)",
+        "terms": "LICENSES/rbc.txt",
         "intended_use": (
             "Research on stained thin smears photographed at 1000×, about 40 px a cell. Not a medical device, not for "
             "diagnosis. Trained on one hospital's fields; leucocytes and large platelets are found as cells."
