@@ -21,6 +21,7 @@ from wsiengine.training.data import CLASSES, read_fields
 from wsiengine.training.export import export_onnx
 from wsiengine.training.int8 import write_fp16, write_int8
 from wsiengine.training.onnx_torch import OnnxModule, simplified
+from wsiengine.training.other_stain import StainRule, silence_other_stains
 from wsiengine.training.rounding import (
     WEIGHT_MOST,
     Rounded,
@@ -84,6 +85,27 @@ def test_the_file_computes_what_was_trained(name, tmp_path):
     rounding = float((simulated["cam"] - whole["cam"]).abs().mean())
     assert off < 0.3 * rounding + 0.02 * spread
     assert rounding < 0.6 * spread
+
+
+def test_rules_beside_the_network_are_kept(tmp_path):
+    """A rule that looks at the pixels by itself: it stays float32, untrained, and still sees the pixels."""
+    path = made(tmp_path)
+    silence_other_stains(path, StainRule(1.0, 1.6))
+    made_of = rounded(path)
+    assert sum(n.op_type == "Conv" for n in made_of.model.graph.node) == len(made_of.layout.convolutions) + 4
+    onnx.save(write_int8(made_of), tmp_path / "int8.onnx")
+    with torch.inference_mode():
+        simulated = made_of.network(tiles(9), made_of.tap)["cam"].numpy()
+        plain = rounded(made(tmp_path)).network(tiles(9))["cam"].numpy()
+    found = session(tmp_path / "int8.onnx").run(["cam"], {"tiles": tiles(9).numpy()})[0]
+    np.testing.assert_allclose(found, simulated, atol=0.05 * np.ptp(simulated))
+    assert np.abs(found - plain).max() > 0.1 * np.ptp(plain)  # it speaks
+    made_of.train(lambda i: tiles(i, 2), Training(iterations=1), lambda line: None)
+    kept = {
+        numpy_helper.to_array(w).tobytes() for w in simplified(path).graph.initializer if w.name.startswith("stain.")
+    }
+    stored = {numpy_helper.to_array(w).tobytes() for w in write_int8(made_of).graph.initializer}
+    assert kept <= stored
 
 
 def test_no_processor_can_overflow(tmp_path):

@@ -154,5 +154,8 @@ def write_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT) for name in sorted(names)
     )
     del graph.value_info[:]
+    version = next(opset.version for opset in model.opset_import if not opset.domain)
+    del made.opset_import[:]
+    made.opset_import.append(helper.make_opsetid("", version))
     onnx.checker.check_model(made, full_check=True)
     return made

@@ -14,6 +14,7 @@ FIRST = "first.input"
 FIRST_WIDE = "first.wide"
 """Those bytes as numbers."""
 ACTIVATIONS = ("Relu", "Clip")
+_SCALING = ("Transpose", "Cast", "Mul", "Div", "Add", "Sub")
 
 
 @dataclass
@@ -38,35 +39,41 @@ def centred(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = model.graph
     constants = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
-    takes = {name: [n for n in graph.node if name in n.input] for n in graph.node for name in n.input}
     if graph.input[0].type.tensor_type.elem_type != TensorProto.UINT8:
         return model
-    name, scale, shift, chain = graph.input[0].name, np.ones(1), np.zeros(1), []
-    while len(takes.get(name, [])) == 1 and takes[name][0].op_type != "Conv":
-        node = takes[name][0]
-        other = [constants[i].astype(np.float64) for i in node.input if i in constants]
-        if node.op_type not in ("Transpose", "Cast", "Mul", "Add", "Sub", "Div") or (node.input[0] != name):
-            return model
-        if other:
-            value = other[0].reshape(-1) if other[0].size in (1, 3) else None
-            if value is None:
-                return model
-            scale = scale * value if node.op_type == "Mul" else scale / value if node.op_type == "Div" else scale
-            shift = shift * value if node.op_type == "Mul" else shift / value if node.op_type == "Div" else shift
-            shift = shift + value if node.op_type == "Add" else shift - value if node.op_type == "Sub" else shift
-        chain.append(node)
-        name = node.output[0]
-    if len(takes.get(name, [])) != 1 or not chain:
+    chain = _to_first(graph, graph.input[0].name, constants)
+    if not chain or "Transpose" in [node.op_type for node in chain[1:]]:
         return model
-    return _with_bytes(model, takes[name][0], chain, np.broadcast_to(scale, 3), np.broadcast_to(shift, 3))
+    scale, shift = np.ones(3), np.zeros(3)
+    for node in chain[:-1]:
+        for value in (constants[i].astype(np.float64).reshape(-1) for i in node.input if i in constants):
+            by = {"Mul": value, "Div": 1 / value}.get(node.op_type, np.ones(1))
+            scale, shift = scale * by, shift * by + {"Add": value, "Sub": -value}.get(node.op_type, 0.0)
+    return _with_bytes(model, chain, scale, shift)
+
+
+def _to_first(graph: onnx.GraphProto, name: str, constants: dict[str, np.ndarray]) -> list[onnx.NodeProto]:
+    """The nodes from a value to the first convolution of colours, scaling only on the way; none: empty."""
+    for node in graph.node:
+        if not node.input or node.input[0] != name:
+            continue
+        others = [constants.get(other) for other in node.input[1:]]
+        if node.op_type == "Conv" and others[0] is not None and others[0].shape[1] == 3:
+            return [node]
+        if node.op_type in _SCALING and all(other is not None and other.size in (1, 3) for other in others):
+            ahead = _to_first(graph, node.output[0], constants)
+            if ahead:
+                return [node, *ahead]
+    return []
 
 
 def _with_bytes(
-    model: onnx.ModelProto, conv: onnx.NodeProto, chain: list[onnx.NodeProto], scale: np.ndarray, shift: np.ndarray
+    model: onnx.ModelProto, chain: list[onnx.NodeProto], scale: np.ndarray, shift: np.ndarray
 ) -> onnx.ModelProto:
+    """The model with another first convolution; what other nodes take from the chain to it stays."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    graph = made.graph
+    graph, conv = made.graph, chain[-1]
     weights = {w.name: w for w in graph.initializer}
     weight = numpy_helper.to_array(weights[conv.input[1]]).astype(np.float64)
     bias = numpy_helper.to_array(weights[conv.input[2]]).astype(np.float64) if len(conv.input) > 2 else 0.0
@@ -74,22 +81,22 @@ def _with_bytes(
     weight = weight * scale.reshape(1, 3, 1, 1)
     new = [("first.weight", weight), ("first.bias", bias), ("first.centre", np.float32(CENTRE))]
     graph.initializer.extend(numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in new)
-    swap = [n for n in chain if n.op_type == "Transpose"]
-    source = swap[0].output[0] if swap else graph.input[0].name
-    begin = [
-        *swap,
+    turned = chain[0].op_type == "Transpose"
+    source = chain[0].output[0] if turned else graph.input[0].name
+    first = [
         helper.make_node("Cast", [source], [FIRST_WIDE], to=TensorProto.FLOAT),
         helper.make_node("Sub", [FIRST_WIDE, "first.centre"], [FIRST]),
     ]
-    if swap:
-        swap[0].input[0] = graph.input[0].name
-    gone = {n.output[0] for n in chain}
-    rest = [n for n in graph.node if n.output[0] not in gone]
-    for node in rest:
+    for node in graph.node:
         if node.output[0] == conv.output[0]:
             node.input[:] = [FIRST, "first.weight", "first.bias"]
+    kept = list(graph.node)
+    for gone in reversed(chain[turned:-1]):
+        if not any(gone.output[0] in node.input for node in kept):
+            kept = [node for node in kept if node.output[0] != gone.output[0]]
+    at = 1 + next(k for k, node in enumerate(kept) if node.output[0] == source) if turned else 0
     del graph.node[:]
-    graph.node.extend([*begin, *rest])
+    graph.node.extend([*kept[:at], *first, *kept[at:]])
     return made
 
 

@@ -154,6 +154,8 @@ _OPERATORS: dict[str, Callable[[list[Tensor], Mapping[str, Any]], Tensor]] = {
     "Div": lambda x, how: x[0] / x[1],
     "Relu": lambda x, how: x[0].relu(),
     "Clip": _clip,
+    "Log": lambda x, how: x[0].log(),
+    "Exp": lambda x, how: x[0].exp(),
     "Sigmoid": lambda x, how: x[0].sigmoid(),
     "Concat": lambda x, how: torch.cat(x, how["axis"]),
     "MaxPool": lambda x, how: _pool(x[0], how, largest=True),

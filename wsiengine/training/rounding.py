@@ -75,7 +75,10 @@ class Rounded:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = centred(model)
         self.layout = lay_out(self.model)
-        self.network = OnnxModule(self.model)
+        self.network = OnnxModule(self.model).requires_grad_(False)
+        for index in self.layout.convolutions:  # the last ones stay as they are: they are what scores mean
+            for parameter in self.network.convolution(index):
+                parameter.requires_grad_(True)
         self.ranges: dict[str, Range] = {FIRST: Range(1.0, CENTRE)}
 
     def calibrate(self, batches: Sequence[Tensor]) -> None:
@@ -134,7 +137,7 @@ class Rounded:
             say: Told of progress.
         """
         teacher = OnnxModule(self.model).requires_grad_(False)
-        optimiser = torch.optim.Adam(self.network.parameters(), lr=how.rate)
+        optimiser = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=how.rate)
         started, mean = time.monotonic(), 0.0
         for iteration in range(how.iterations):
             for group in optimiser.param_groups:
