@@ -150,7 +150,8 @@ def test_pages_are_finished(page: Path) -> None:
 
 
 def test_outputs_are_described_as_they_are(slide: Path, tmp_path: Path) -> None:
-    result = infer(slide, "planted", tmp_path / "out", outputs=wsiengine.inference.Outputs(tiles=True))
+    tiles = wsiengine.inference.Outputs(tiles=True)
+    result = infer(slide, "planted", tmp_path / "out", outputs=tiles, profile=True, cam="Mark A")
     files = {cell.strip("`") for cell in first_cells(OUTPUTS.read_text("utf-8").split("## ")[0])} - {"file"}
     assert files == {path.name for path in result.folder.iterdir()}
     assert {cell.strip("`") for cell in first_cells(section(OUTPUTS, "run.json"))} - {"key"} == set(result.run)

@@ -16,6 +16,7 @@ from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summaris
 from wsiengine.grid import blocks_of
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory
+from wsiengine.models.card import Card
 from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
@@ -265,6 +266,9 @@ def _finish(
             title += f" · {unreadable_words(summary)}"
         path, known = draft / "overlay.png", subject.calibrated
         draw_overlay(subject.slide, annotations, path, title=title, picture=picture, calibrated=known)
+    if subject.request.cam is not None:
+        with watch.stage("attribution"):
+            _attribute(subject, truth, draft, picture)
     if subject.calibrated:
         summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
     if summary.get("left_out"):
@@ -276,6 +280,19 @@ def _finish(
     facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
     (draft / "run.json").write_text(_json(facts), encoding="utf-8")
     space.publish()
+
+
+def _attribute(subject: Subject, truth: Truth, draft: Path, picture: np.ndarray) -> None:
+    """The class-activation map of the class asked for, beside the other results."""
+    from wsiengine.attribution import attribution_map, write_attribution
+
+    name = str(subject.request.cam)
+    values = attribution_map(truth, name, name)
+    write_attribution(values, truth, name, draft, picture, _cam_offset(subject.card))
+
+
+def _cam_offset(card: Card) -> float | None:
+    return card.dense.offset_px if card.dense else None
 
 
 def _unreadable(plan: Plan, ran: np.ndarray, listener: Listener) -> dict[str, int]:
@@ -302,6 +319,7 @@ def _store_facts(truth: Truth, subject: Subject, finish: Finish) -> dict[str, An
         "model": {"name": card.name, "version": card.version, "sha256": card.sha256},
         "parameters": dict(subject.identity["parameters"]),
         "threshold": finish.threshold,
+        **({"cam_offset_px": _cam_offset(card)} if card.outputs.cam else {}),
         "notice": NOTICE,
     }
 

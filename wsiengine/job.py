@@ -44,6 +44,7 @@ class Job:
         grid: The grid of what blocks answer for: tiles, or single cells of a dense run (:func:`wsiengine.dense.work`).
         wanted: (rows, cols) bool of that grid: all that the whole run computes.
         dense: Run the network over whole blocks (:mod:`wsiengine.dense`).
+        cam: Channels of the class whose activation map is kept of every tile.
     """
 
     key: str
@@ -53,15 +54,16 @@ class Job:
     grid: TileGrid
     wanted: np.ndarray
     dense: bool = False
+    cam: tuple[int, ...] = ()
 
     @property
     def task(self) -> Task:
-        return task_of(self.runtime.card.task, dense=self.dense)
+        return task_of(self.runtime.card.task, dense=self.dense, cam=self.cam)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Packed twice, so that a worker that has the job open never unpacks (and re-opens) slide and session.
-        parts = pickle.dumps((self.slide, self.runtime, self.normaliser, self.grid, self.wanted, self.dense))
-        return _open_once, (self.key, parts)
+        facts = (self.slide, self.runtime, self.normaliser, self.grid, self.wanted, self.dense, self.cam)
+        return _open_once, (self.key, pickle.dumps(facts))
 
 
 def _open_once(key: str, parts: bytes) -> Job:

@@ -18,7 +18,15 @@ from wsiengine.errors import OutputConflict, OutputError
 from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_journal, sync_folder, sync_tree
 
 RESULTS = ("annotations.geojson", "probability.zarr", "overlay.png", "run.json")
-OPTIONAL_RESULTS = ("profile.png", "objects.zarr", "tiles.geojson", "annotations.part*.geojson", "tiles.part*.geojson")
+OPTIONAL_RESULTS = (
+    "attribution.png",
+    "attribution.zarr",
+    "profile.png",
+    "objects.zarr",
+    "tiles.geojson",
+    "annotations.part*.geojson",
+    "tiles.part*.geojson",
+)
 _OVERWRITING = "overwriting"  # holds the version that began to replace another run
 _WORDS = {
     "slide": "the slide",
@@ -32,6 +40,7 @@ _WORDS = {
     "normalise": "the normalisation",
     "provider": "the device",
     "batch_size": "the batch size",
+    "cam": "the class of the activation map",
     "on_bad_tile": "what happens to unreadable tiles",
     "threshold": "the threshold",
     "smoothing_um": "the smoothing",

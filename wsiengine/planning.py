@@ -45,6 +45,7 @@ class Options:
 
     ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
     use. ``memory_limit_bytes`` None means no limit. ``calibrated`` False: nobody knows the µm/px, lengths are pixels.
+    ``cam``: channels of the class whose activation map is kept of every tile.
     """
 
     overlap: float = 0.3
@@ -56,6 +57,7 @@ class Options:
     block_tiles: int | None = None
     mode: str = "tiles"
     calibrated: bool = True
+    cam: tuple[int, ...] = ()
 
     @property
     def worker_threads(self) -> int:
@@ -107,7 +109,7 @@ class Plan:
             from wsiengine.tasks.windows import DenseClassification
 
             return DenseClassification(self.wanted)
-        return task_of(self.card.task)
+        return task_of(self.card.task, cam=self.options.cam)
 
     @property
     def work(self) -> tuple[TileGrid, np.ndarray]:

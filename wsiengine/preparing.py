@@ -17,6 +17,7 @@ import numpy as np
 import shapely
 
 from wsiengine import __version__
+from wsiengine.attribution import channels_of, refuse_without_cam
 from wsiengine.dense import block_cells
 from wsiengine.dense import work as dense_work
 from wsiengine.errors import NothingToAnalyse, PlanError, RegionError
@@ -67,6 +68,7 @@ class Request:
         on_bad_tile: ``fail``: what cannot be decoded ends the run; ``skip``: its tiles are left out, and told.
         mode: ``tiles`` (each tile on its own), ``dense`` (windows of a map, see :mod:`wsiengine.dense`) or ``auto``:
             dense where the card has the form and overlapping tiles would cost more.
+        cam: Also write the class-activation map of this class (:mod:`wsiengine.attribution`).
         precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
     """
 
@@ -86,6 +88,7 @@ class Request:
     on_bad_tile: str = "fail"
     mode: str = "tiles"
     precision: str = REFERENCE
+    cam: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("threads", 0), ("batch_size", 1), ("block_tiles", 1), ("memory_limit_bytes", 1)):
@@ -185,6 +188,9 @@ def identify(request: Request) -> Subject:
     mask = None if str(request.tissue) in ("auto", "none") else _load(request.tissue, slide, "--tissue")
     areas = _areas(request, card, slide)
     mode = _choose_mode(request.mode, card, grid, recipe)
+    if request.cam is not None:
+        refuse_without_cam(card)
+        channels_of(request.cam, task_of(card.task).layout(card))
     runtime = open_runtime(card, request.precision, device=request.device, batch_size=request.batch_size)
     card = runtime.card
     fingerprint = slide.fingerprint()
@@ -202,6 +208,7 @@ def identify(request: Request) -> Subject:
             "provider": runtime.provider,
             **({"precision": card.number_format} if card.number_format != REFERENCE else {}),
             **({"mode": mode} if mode != "tiles" else {}),
+            **({"cam": request.cam} if request.cam is not None else {}),
             **({"on_bad_tile": request.on_bad_tile} if request.on_bad_tile != "fail" else {}),
             **({"batch_size": runtime.batch_size} if runtime.provider != "CPUExecutionProvider" else {}),
         },
@@ -241,20 +248,22 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
             hint="draw a larger region, raise --overlap, or use --tissue none.",
         )
     work = dense_work(grid, wanted) if mode == "dense" else (grid, wanted)
+    layout = task_of(subject.card.task).layout(subject.card)
+    cam = channels_of(request.cam, layout) if request.cam is not None and mode != "dense" else ()
     plan = Plan(
         path=slide.path,
         info=slide.info,
         card=subject.card,
-        layout=task_of(subject.card.task).layout(subject.card),
+        layout=layout,
         grid=grid,
         wanted=wanted,
         analysed=analysed,
-        options=replace(request.options(mode), calibrated=subject.calibrated),
+        options=replace(request.options(mode), calibrated=subject.calibrated, cam=cam),
         block_tiles=1,
         tissue_um2=_tissue_um2(cells, inside, grid.lattice),
         fingerprint=subject.fingerprint,
         weights_bytes=subject.card.model_path.stat().st_size,
-        job=Job(subject.key, slide, subject.runtime, normaliser, *work, mode == "dense"),
+        job=Job(subject.key, slide, subject.runtime, normaliser, *work, mode == "dense", cam),
     )
     pieces = {"tissue": tissue.to_bytes(), "normaliser": normaliser.to_json().encode()}
     new = {name: piece for name, piece in pieces.items() if name not in stored}

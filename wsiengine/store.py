@@ -93,6 +93,46 @@ def write_store(
     _write_array(folder, "analysed", analysed.astype(np.uint8), 0)
 
 
+def write_evidence(
+    path: Path, values: np.ndarray, place: tuple[Lattice, float], attributes: Mapping[str, Any]
+) -> None:
+    """Write a map of logits as OME-Zarr of one channel.
+
+    Args:
+        path: Folder to make; must not exist.
+        values: (rows, cols) float32, one per cell; NaN where not analysed.
+        place: The lattice, and by how many working pixels the cells' centres lie further down and right.
+        attributes: JSON-able facts, stored under ``wsiengine``.
+    """
+    lattice, shift_px = place
+    steps = [1.0, lattice.mpp.y * lattice.cell_px, lattice.mpp.x * lattice.cell_px]
+    shifts = [0.0, lattice.mpp.y * shift_px, lattice.mpp.x * shift_px]
+    transformations: list[dict[str, Any]] = [{"type": "scale", "scale": steps}]
+    if shift_px:
+        transformations.append({"type": "translation", "translation": shifts})
+    space = {"type": "space", "unit": "micrometer"}
+    ome: dict[str, Any] = {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": "attribution",
+                "axes": [{"name": "c", "type": "channel"}, {"name": "y", **space}, {"name": "x", **space}],
+                "datasets": [{"path": "0", "coordinateTransformations": transformations}],
+            }
+        ],
+    }
+    root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes={"ome": ome, "wsiengine": dict(attributes)})
+    array = root.create_array(
+        "0",
+        shape=(1, *values.shape),
+        dtype="float32",
+        chunks=(1, min(_SHARD, values.shape[0]), min(_SHARD, values.shape[1])),
+        fill_value=np.nan,
+        dimension_names=("c", "y", "x"),
+    )
+    array[0] = values
+
+
 def _write_image(group: Any, name: str, image: np.ndarray) -> None:
     channels = image.shape[2]
     array = group.create_array(

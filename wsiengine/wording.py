@@ -155,7 +155,7 @@ def left_out_words(summary: Mapping[str, Any]) -> str:
 
 def unreadable_words(summary: Mapping[str, Any]) -> str:
     """How much of the tissue a damaged slide kept to itself."""
-    return f"{summary['unreadable_tiles']:,} tiles could not be read"
+    return f"{summary['unreadable_tiles']:,} tiles could not be read or scored"
 
 
 def _in_a_sentence(name: str) -> str:

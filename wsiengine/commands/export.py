@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=FORMATS, help="default: what FILE's name says, else geojson")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument(
+        "--cam", metavar="CLASS", help="write the class-activation map of this class instead (OUT/attribution.zarr)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_drawing(parser)
 
@@ -35,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
     result = Result(args.folder)
     truth = Truth.load(args.folder / "probability.zarr")
+    if args.cam is not None:
+        return _export_cam(args, truth)
     changes = {
         "threshold": args.threshold,
         "smoothing_um": args.smoothing,
@@ -58,6 +63,44 @@ def run(args: argparse.Namespace) -> int:
     for area in area_lines(summary):
         print(f"{'area':<9}{area}")
     print(f"{'files':<9}{' · '.join(str(p) for p in written)}")
+    return 0
+
+
+def _export_cam(args: argparse.Namespace, truth: Any) -> int:
+    """The class-activation map of a class, where the run kept it: no inference, and no slide to draw over."""
+    import tempfile
+
+    from wsiengine.attribution import attribution_map, write_attribution
+    from wsiengine.store import open_store
+
+    stored = open_store(args.folder / "probability.zarr")
+    kept = {name: stored.truth[name][...] for name in ("cells", "cam") if name in stored.truth}
+    truth = replace(truth, arrays={**truth.arrays, **kept})
+    values = attribution_map(truth, args.cam, stored.attributes["parameters"].get("cam"))
+    folder = args.output or args.folder
+    there = [name for name in ("attribution.png", "attribution.zarr") if (folder / name).exists()]
+    if there and not args.overwrite:
+        raise OutputConflict(f"{folder / there[0]} exists.", hint="give another folder with -o, or --overwrite.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".cam-", dir=folder) as draft:
+            written = write_attribution(
+                values, truth, args.cam, Path(draft), None, stored.attributes.get("cam_offset_px")
+            )
+            for name in written:
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                (Path(draft) / name).replace(folder / name)
+    except OSError as error:
+        raise OutputError(
+            f"Could not write to {folder}: {error.strerror or error}.", hint="give a writable folder with -o."
+        ) from error
+    files = [str(folder / name) for name in written]
+    print(
+        json.dumps({"class": args.cam, "files": files}, ensure_ascii=False)
+        if args.json
+        else f"{'files':<9}{' · '.join(files)}"
+    )
     return 0
 
 

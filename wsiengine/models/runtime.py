@@ -193,14 +193,17 @@ class Runtime:
         slots = [[BoundSlot(s, self._batch(), self._outputs, errors) for _ in range(AHEAD)] for s in sessions]
         return Feeder(slots, lambda pixels, at, rows: _pack(pixels, at, self.card, rows), self.card.score_channels)
 
-    def outputs(self, pixels: np.ndarray, origins_px: np.ndarray) -> Iterator[list[np.ndarray]]:
+    def outputs(
+        self, pixels: np.ndarray, origins_px: np.ndarray, names: list[str] | None = None
+    ) -> Iterator[list[np.ndarray]]:
         """What the model gives for each tile of a block, unchecked: for tasks that are no row of scores.
 
         Args:
             pixels, origins_px: As for :meth:`scores`.
+            names: Of the outputs wanted; by default those of ``card.outputs.names``.
 
         Yields:
-            For each tile, in order, the outputs that ``card.outputs.names`` names, with a leading axis of size 1. The
+            For each tile, in order, these outputs, with a leading axis of size 1. The
             arrays are good until the next tile is asked for.
 
         Raises:
@@ -211,7 +214,7 @@ class Runtime:
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
             _pack(pixels, part, self.card, batch[: len(part)])
-            found = self._run(batch)
+            found = self._run(batch, names)
             if self.batch_size == 1:
                 yield found
             else:

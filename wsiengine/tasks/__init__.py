@@ -6,8 +6,10 @@ from wsiengine.tasks.base import Task
 
 
 @cache
-def task_of(name: str, *, dense: bool = False) -> Task:
+def task_of(name: str, *, dense: bool = False, cam: tuple[int, ...] = ()) -> Task:
     """The task of that name; ``dense``: over dense windows (:mod:`wsiengine.dense`), which classifiers alone have.
+
+    ``cam``: of a classifier over tiles, channels of the class whose activation map is kept.
 
     Raises:
         ValueError: There is none (cards are checked for it when they are read).
@@ -16,6 +18,10 @@ def task_of(name: str, *, dense: bool = False) -> Task:
         from wsiengine.tasks.windows import DenseClassification
 
         return DenseClassification()
+    if name == "classify" and cam:
+        from wsiengine.tasks.attributed import AttributedClassification
+
+        return AttributedClassification(cam)
     if name == "classify":
         from wsiengine.tasks.classification import Classification
 
