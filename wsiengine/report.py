@@ -143,10 +143,18 @@ def draw_regions(canvas: np.ndarray, annotations: Sequence[Annotation], size_l0:
         inside = np.zeros(canvas.shape[:2], np.uint8)
         for rings in regions:
             cv2.fillPoly(inside, rings, 255, cv2.LINE_AA, _SHIFT)
-        drawn = cv2.addWeighted(np.full_like(canvas, colour), _FILL, canvas, 1 - _FILL, 0)
+        drawn = cv2.LUT(canvas, _tint(colour))
         for rings in regions:
             cv2.polylines(drawn, rings, True, colour, 2 * line_px, cv2.LINE_AA, _SHIFT)
-        _lay_over(canvas, drawn, inside)
+        x, y, width, height = cv2.boundingRect(inside)  # most regions are far smaller than the slide
+        part = slice(y, y + height), slice(x, x + width)
+        _lay_over(canvas[part], drawn[part], inside[part])
+
+
+def _tint(colour: Colour) -> np.ndarray:
+    """What each value of each channel becomes under a colour: (1, 256, 3) uint8."""
+    values = np.arange(256)[:, None] * (1 - _FILL) + np.array(colour) * _FILL
+    return np.rint(values).astype(np.uint8)[None]
 
 
 def _lay_over(canvas: np.ndarray, drawn: np.ndarray, opacity: np.ndarray) -> None:
