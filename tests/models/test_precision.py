@@ -7,8 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
+from tests import planted_slides as planted
 from tests.models.tiny import Tiny, block, card_json, graph, write_card
-from wsiengine.errors import CardError, IntegrityError, PlanError
+from wsiengine import infer
+from wsiengine.errors import CardError, IntegrityError, OutputConflict, PlanError
+from wsiengine.geometry import Box, Size
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.integrity import check_files, file_sha256
 from wsiengine.models.precision import Variant, choose_precision
@@ -85,3 +88,21 @@ def test_wrong_entries_get_words(tmp_path: Path) -> None:
     data["resources"][1]["sha256"] = file_sha256(tmp_path / "tiny.int8.onnx")
     with pytest.raises(IntegrityError, match="custom operators"):
         check_files(load_card(write_card(tmp_path, data)))
+
+
+def test_the_format_is_part_of_a_runs_identity(tmp_path: Path) -> None:
+    two_files(tmp_path / "model")
+    slide = planted.write(tmp_path / "s.svs", planted.paint(Size(403, 611), [], tissue=Box(50, 60, 350, 550)))
+    model, out = str(tmp_path / "model"), tmp_path / "out"
+    whole = infer(slide, model, out, device="cpu")
+    facts = json.loads((out / "run.json").read_text())
+    assert "precision" not in facts["identity"]["parameters"]  # runs of before stay what they were
+    with pytest.raises(OutputConflict, match="precision"):
+        infer(slide, model, out, device="cpu", precision="int8")
+    auto = infer(slide, model, tmp_path / "auto", device="cpu", precision="auto")
+    facts = json.loads((tmp_path / "auto" / "run.json").read_text())
+    assert facts["identity"]["parameters"]["precision"] == "int8"
+    assert facts["model"]["sha256"] == file_sha256(tmp_path / "model" / "tiny.int8.onnx")
+    assert auto.summary["area_mm2"] != whole.summary["area_mm2"]
+    with pytest.raises(PlanError, match="fp16 on a CPU would be a cast"):
+        infer(slide, model, tmp_path / "half", device="cpu", precision="fp16")
