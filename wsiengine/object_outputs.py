@@ -203,10 +203,9 @@ def _traced(objects: Objects) -> np.ndarray:
         sheet[y : y + h, x : x + w] = unpack(objects.bits[starts[k] : starts[k + 1]], (h, w))
         owner[y : y + h, x : x + w] = k
     traced = trace(sheet, smooth=True)
-    first = np.searchsorted(np.sort(traced.components.ravel()), 1)  # where the background ends
-    order = np.argsort(traced.components.ravel(), kind="stable")[first:]
-    components, at = np.unique(traced.components.ravel()[order], return_index=True)
-    owners = owner.ravel()[order[at]]
+    inside = np.flatnonzero(traced.components)
+    components, at = np.unique(traced.components.ravel()[inside], return_index=True)
+    owners = owner.ravel()[inside[at]]
     polygons = shapely.simplify(traced.polygons[components - 1], _STRAIGHTEN_PX)
     shift = objects.frames[:, :2] - np.array(places)
     return _gathered(polygons, owners, shift, len(objects))

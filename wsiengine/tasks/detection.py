@@ -221,14 +221,15 @@ def _checked_pixels(job: "Job", view: View, places: np.ndarray) -> np.ndarray:
         )
     if spec.pad is None:
         return pixels
-    height, width = slide_px(job.grid.lattice)
-    origin = places[0] * job.grid.stride_px - view.corners_px[0]  # of the block's pixels, on the slide
-    rows, cols = int(np.ceil(height)) - origin[0], int(np.ceil(width)) - origin[1]
-    if rows >= pixels.shape[0] and cols >= pixels.shape[1]:
+    side = job.grid.tile_px
+    end = np.ceil(slide_px(job.grid.lattice)).astype(np.int64)
+    room = end - places * job.grid.stride_px  # rows and columns of the slide in each tile
+    if (room >= side).all():
         return pixels
     padded = pixels.copy()
-    padded[max(0, rows) :] = spec.pad
-    padded[:, max(0, cols) :] = spec.pad
+    for (y, x), (rows, cols) in zip(view.corners_px.tolist(), room.tolist(), strict=True):
+        padded[y + min(rows, side) : y + side, x : x + side] = spec.pad
+        padded[y : y + side, x + min(cols, side) : x + side] = spec.pad
     return padded
 
 
