@@ -48,7 +48,7 @@ def test_a_card_has_a_file_for_each_format(tmp_path: Path) -> None:
     assert open_runtime(card, "auto", device="cpu").card.number_format == "int8"
 
 
-@pytest.mark.parametrize("cost", [{"agreement": 0.979}, {"loss_points": 1.1}])
+@pytest.mark.parametrize("cost", [{"agreement": 0.979}, {"loss_points": 1.1}, {"tiles": 99}])
 def test_auto_never_takes_what_costs_too_much(tmp_path: Path, cost: dict) -> None:
     card = two_files(tmp_path, **cost)
     assert open_runtime(card, "auto", device="cpu").card.number_format == "fp32"
@@ -56,7 +56,7 @@ def test_auto_never_takes_what_costs_too_much(tmp_path: Path, cost: dict) -> Non
 
 
 def test_what_a_device_gets() -> None:
-    both = {name: Variant(f"{name}.onnx", 0.99, 0.0) for name in ("fp16", "int8")}
+    both = {name: Variant(f"{name}.onnx", 0.99, 0.0, {"tiles": 200}) for name in ("fp16", "int8")}
     assert choose_precision("auto", both, "m", gpu=True) == "fp16"
     assert choose_precision("auto", both, "m", gpu=False) == "int8"
     assert choose_precision("auto", {}, "m", gpu=True) == "fp32"

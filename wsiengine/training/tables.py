@@ -53,7 +53,7 @@ class Labels:
 
     def chosen(self, fields: Sequence[Field]) -> list[Field]:
         """The fields of wanted classes, relabelled."""
-        found = [(f, self.label_of(f.finding, f.image.name)) for f in fields]
+        found = [(f, self.label_of(f.finding, f"{f.image.parent.name}/{f.image.name}")) for f in fields]
         return [replace(f, label=label) for f, label in found if label is not None]
 
 
