@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wsiengine.errors import PlanError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
-from wsiengine.grid import Axis, TileGrid, blocks_of
+from wsiengine.grid import Axis, TileGrid, blocks_of, tapered
 
 
 @st.composite
@@ -100,3 +100,19 @@ def test_a_slide_smaller_than_a_tile_is_one_tile() -> None:
     grid = _grid(height=16, width=16)
     assert grid.shape == (1, 1)
     assert grid.lattice.extent_cells == Size(1, 1)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9), st.integers(0, 12), st.integers(0, 99))
+def test_tapered_blocks_hold_the_same_tiles_once(rows: int, cols: int, side: int, last: int, seed: int) -> None:
+    wanted = np.random.default_rng(seed).random((rows, cols)) < 0.4
+    whole = list(blocks_of(wanted, side))
+    found = np.zeros(wanted.shape, int)
+    parts = list(tapered(whole, last))
+    for block in parts:
+        found[block.tiles.slices] += block.wanted
+        assert block.wanted.any()
+    np.testing.assert_array_equal(found, wanted)
+    kept = max(0, len(whole) - last)
+    assert [block.tiles for block in parts[:kept]] == [block.tiles for block in whole[:kept]]
+    if side > 1:
+        assert all(max(block.tiles.shape) <= -(-side // 2) for block in parts[kept:])

@@ -13,7 +13,7 @@ from wsiengine import __version__
 from wsiengine.errors import DeviceMemoryError, PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summarise, write_annotations
-from wsiengine.grid import blocks_of
+from wsiengine.grid import blocks_of, tapered
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory
 from wsiengine.models.card import Card
@@ -84,6 +84,8 @@ def infer(
         WsiError: In words, whatever went wrong. Finished blocks stay.
     """
     watch = Stopwatch(drawn=profile)
+    if client is not None:
+        options = {**options, "cluster": tuple(client.nthreads().values())}
     request = Request(slide=slide, model=model, **options)
     with watch.stage("open"):
         subject = identify(request)
@@ -223,8 +225,10 @@ def _score(
 
         count_lock = threading.Lock()
         with watch.stage("run (wall)"):
-            blocks = blocks_of(left, plan.block_tiles)
-            run_blocks(plan.job, blocks, record, threads=plan.options.worker_threads, client=client)
+            blocks, threads = blocks_of(left, plan.block_tiles), plan.options.worker_threads
+            if plan.card.task == "classify" and plan.options.mode == "tiles":  # whose blocks may be cut anyhow
+                blocks = tapered(blocks, 2 * threads)
+            run_blocks(plan.job, blocks, record, threads=threads, client=client)
     return gathered
 
 
@@ -372,7 +376,7 @@ def run_facts(
         "host": {
             "python": platform.python_version(),
             "machine": platform.machine(),
-            "threads": plan.options.worker_threads,
+            "threads": plan.options.all_threads,
             "blocks": plan.block_count,
             "block_tiles": plan.block_tiles,
             "peak_bytes_planned": plan.peak_bytes,
