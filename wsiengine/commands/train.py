@@ -65,6 +65,8 @@ class Steps:
             self._task = self._bar.add_task("train", total=progress.iterations, words="")
             self._bar.start()
         self._bar.update(self._task, completed=progress.iteration, words=self._words)
+        if progress.iteration == progress.iterations:
+            self.close()
 
     def close(self) -> None:
         """The training is over, well or not."""
