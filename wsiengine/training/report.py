@@ -20,7 +20,7 @@ _LINES: tuple[Curve, ...] = (
     ("class loss", _ORANGE, lambda row: row.get("class_loss")),
     ("gate loss", _BLUE, lambda row: row.get("gate_loss") or None),
     ("accuracy in training", _GREEN, lambda row: row.get("accuracy")),
-    ("balanced accuracy", _PINK, lambda row: row.get("validation", {}).get("balanced_accuracy")),
+    ("validation", _PINK, lambda row: row.get("validation", {}).get("balanced_accuracy")),
 )
 
 
