@@ -36,6 +36,17 @@ def test_threads_of_a_cpu_get_small_blocks_and_a_gpu_gets_whole_batches(plan: Pl
         assert make_plan(on_gpu).block_tiles == side
 
 
+def test_a_cluster_counts_by_its_own_threads(plan: Plan) -> None:
+    """Blocks keep all of them busy; memory is that of one process, whatever the caller's machine has."""
+    alone = make_plan(replace(plan, options=replace(plan.options, threads=1)))
+    for cluster, blocks_like, memory_like in (((1,) * 16, 16, 1), ((4, 4), 8, 4)):
+        spread = make_plan(replace(plan, options=replace(plan.options, threads=1, cluster=cluster)))
+        same = make_plan(replace(plan, options=replace(plan.options, threads=blocks_like)))
+        assert spread.block_tiles == same.block_tiles < alone.block_tiles
+        held = replace(same, options=replace(plan.options, threads=memory_like))
+        assert spread.peak_bytes == held.peak_bytes
+
+
 def test_what_does_not_fit_the_machine_is_refused_unless_the_user_says_otherwise(
     card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,8 @@ class Options:
 
     ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
     use. ``memory_limit_bytes`` None means no limit. ``calibrated`` False: nobody knows the µm/px, lengths are pixels.
-    ``cam``: channels of the class whose activation map is kept of every tile.
+    ``cam``: channels of the class whose activation map is kept of every tile. ``cluster``: threads of each worker of a
+    ``distributed`` client, where one scores.
     """
 
     overlap: float = 0.3
@@ -58,10 +59,17 @@ class Options:
     mode: str = "tiles"
     calibrated: bool = True
     cam: tuple[int, ...] = ()
+    cluster: tuple[int, ...] = ()
 
     @property
     def worker_threads(self) -> int:
-        return self.threads or usable_cores()
+        """In one process: memory is planned for it."""
+        return max(self.cluster, default=self.threads or usable_cores())
+
+    @property
+    def all_threads(self) -> int:
+        """That blocks must keep busy."""
+        return sum(self.cluster) or self.worker_threads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,7 +202,7 @@ def _block_side(plan: Plan) -> int:
 
     A GPU takes batches of one padded shape: it would idle through the rest of a batch that a small block cannot fill.
     """
-    threads = plan.options.worker_threads
+    threads = plan.options.all_threads
     limit = plan.options.memory_limit_bytes
     for side in _BLOCK_SIDES:
         plenty = plan.tile_count >= side * side * threads * _BLOCKS_PER_THREAD

@@ -68,6 +68,7 @@ class Request:
         on_bad_tile: ``fail``: what cannot be decoded ends the run; ``skip``: its tiles are left out, and told.
         mode: ``tiles`` (each tile on its own), ``dense`` (windows of a map, see :mod:`wsiengine.dense`) or ``auto``:
             dense where the card has the form and overlapping tiles would cost more.
+        cluster: Threads of each worker of a ``distributed`` client; empty where this process scores.
         cam: Also write the class-activation map of this class (:mod:`wsiengine.attribution`).
         precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
     """
@@ -89,6 +90,7 @@ class Request:
     mode: str = "tiles"
     precision: str = REFERENCE
     cam: str | None = None
+    cluster: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("threads", 0), ("batch_size", 1), ("block_tiles", 1), ("memory_limit_bytes", 1)):
@@ -258,7 +260,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         grid=grid,
         wanted=wanted,
         analysed=analysed,
-        options=replace(request.options(mode), calibrated=subject.calibrated, cam=cam),
+        options=replace(request.options(mode), calibrated=subject.calibrated, cam=cam, cluster=request.cluster),
         block_tiles=1,
         tissue_um2=_tissue_um2(cells, inside, grid.lattice),
         fingerprint=subject.fingerprint,

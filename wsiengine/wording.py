@@ -61,7 +61,7 @@ def slide_words(path: str, info: "SlideInfo") -> str:
 def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
     """(name, text) lines: slide, model, tissue, plan."""
     card, grid = plan.card, plan.grid
-    threads = plan.options.worker_threads
+    threads = plan.options.all_threads
     runtime = (
         f"ONNX Runtime {plan.job.runtime.provider.removesuffix('ExecutionProvider')}" if plan.job else "no session"
     )

@@ -1,5 +1,6 @@
 """Two runs on one folder, a dead process's lock, another run's settings, a worker that dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -157,5 +158,10 @@ def test_a_worker_that_is_killed_costs_its_blocks_only(slide: Path, wanted: dict
                 os.kill(victims[0], signal.SIGKILL)
 
         run(slide, tmp_path / "out", client=client, listener=listener)
+        client.wait_for_workers(
+            2, timeout=120
+        )  # closing a cluster in the middle of a restart is its own source of errors
     assert killed
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert facts["host"]["threads"] == 2  # of the cluster, not of this process
     assert contents(tmp_path / "out") == wanted
