@@ -117,7 +117,7 @@ def write_cbis(folder: Path, *, given: bool = True) -> Path:
     mask = np.zeros(SHAPE, np.uint8)
     mask[20:35, 10:18] = 255
     write_dicom(folder / name / "1.2" / "000000.dcm", ramp())
-    write_dicom(folder / f"{name}_1" / "1.3" / "1-1.dcm", np.zeros((15, 8), np.uint8))  # the crop, where masks lie
+    write_dicom(folder / f"{name}_1" / "1.3" / "1-1.dcm", np.full((15, 8), 200, np.uint8))  # the crop, where masks lie
     write_dicom(folder / f"{name}_1" / "1.3" / "1-2.dcm", mask)
     row = (
         "P_00001",

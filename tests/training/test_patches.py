@@ -87,14 +87,24 @@ def test_abnormal_is_any_type_but_the_normal_one() -> None:
     assert abnormal(np.array(types, np.int8), 0).tolist() == [NO, YES, YES, UNKNOWN, NO]
 
 
+def at_thresholds(model: GradientBoostingClassifier) -> np.ndarray:
+    """Rows whose every value is the float32 nearest to a threshold of its column, on either side of it."""
+    rows = np.full((200, 5), 0.5, np.float32)
+    for k in range(5):
+        limits = np.concatenate([t.tree_.threshold[t.tree_.feature == k] for (t,) in model.estimators_])
+        if len(limits):
+            rows[:, k] = np.resize(limits.astype(np.float32), 200)
+    return np.concatenate([rows, np.nextafter(rows, np.float32(0)), np.nextafter(rows, np.float32(1))])
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_boosting_is_the_same_in_onnx(depth: int, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = random.random((400, 5)).astype(np.float32)
-    rows[:80] = rows[:80].round(1)  # values that lie on thresholds
     label = (rows[:, 0] + rows[:, 1] * rows[:, 2] + random.normal(0, 0.1, 400) > 0.8).astype(int)
     model = GradientBoostingClassifier(n_estimators=30, max_depth=depth, random_state=0).fit(rows, label)
     export_boosting(model, tmp_path / "b.onnx")
+    rows = np.concatenate([rows, at_thresholds(model)])
     scores, labels = onnxruntime.InferenceSession(tmp_path / "b.onnx").run(["scores", "label"], {"rows": rows})
     np.testing.assert_allclose(scores, model.predict_proba(rows), atol=1e-5)
     np.testing.assert_array_equal(labels, model.predict(rows))
