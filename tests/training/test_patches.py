@@ -108,7 +108,7 @@ def test_boosting_is_the_same_in_onnx(depth: int, tmp_path: Path) -> None:
     scores, labels = onnxruntime.InferenceSession(tmp_path / "b.onnx").run(["scores", "label"], {"rows": rows})
     np.testing.assert_allclose(scores, model.predict_proba(rows), atol=1e-5)
     np.testing.assert_array_equal(labels, model.predict(rows))
-    three = GradientBoostingClassifier(n_estimators=2).fit(rows, np.arange(400) % 3)
+    three = GradientBoostingClassifier(n_estimators=2).fit(rows, np.arange(len(rows)) % 3)
     with pytest.raises(ValueError, match="3 classes"):
         export_boosting(three, tmp_path / "c.onnx")
 
