@@ -197,3 +197,53 @@ def test_missing_weights_and_corrupt_images_get_words(small, tmp_path):
     (tmp_path / "b.tflite").unlink()
     with pytest.raises(WsiError, match="weights of mobilenet_v2 are not at"):
         wsiengine.training.run(small, data, tmp_path / "out2", say=lambda line: None)
+
+
+def test_one_picture_under_two_cases_is_a_leak(small, tmp_path):
+    data = write_folders(tmp_path / "data")
+    fields = read_labels(data, mpp=0.5)
+    tested = next(f for f in fields if f.fold == 0 and f.label == "Benign")
+    trained = next(f for f in fields if f.fold == 1 and f.label == "Benign")
+    tested.image.write_bytes(trained.image.read_bytes())
+    with pytest.raises(WsiError, match="are the same picture, one in training and one in test"):
+        wsiengine.training.run(small, data, tmp_path / "out", say=lambda line: None)
+
+
+def test_masks_of_another_size_and_unknown_labels_get_words(small, tmp_path):
+    data = write_folders(tmp_path / "data")
+    rows = [
+        {"file": f"{name}/p{i}/0.png", "class": name, "case": f"{name}{i}", "mpp": 0.5, "mask": "mask.png"}
+        for name in ("Benign", "Malignant")
+        for i in range(5)
+    ]
+    write_table(data, rows)
+    cv2.imwrite(str(data / "mask.png"), np.zeros((10, 12), np.uint8))
+    with pytest.raises(UnreadableSlide, match=r"mask\.png is 12 × 10 px; its image is 150 × 120 px"):
+        wsiengine.training.run(small, data, tmp_path / "out", say=lambda line: None)
+    said = json.loads(small.read_text()) | {"classes": ["Benign", "Other"]}
+    small.write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(WsiError, match=r"p0/0\.png is called 'Malignant', which is none of Benign, Other"):
+        wsiengine.training.run(small, data, tmp_path / "out", say=lambda line: None)
+    small.write_text(json.dumps(said | {"ignore": ["Malignant"]}), encoding="utf-8")
+    with pytest.raises(WsiError, match="class Other comes from 0 cases"):
+        wsiengine.training.run(small, data, tmp_path / "out", say=lambda line: None)
+
+
+def test_a_table_with_a_case_in_two_folds_is_refused(tmp_path):
+    write_folders(tmp_path)
+    rows = [{"file": f"Benign/p{i}/0.png", "class": "Benign", "case": "c", "fold": i, "mpp": 0.5} for i in range(2)]
+    write_table(tmp_path, rows)
+    with pytest.raises(WsiError, match="1 cases are in two folds: c"):
+        read_labels(tmp_path)
+
+
+def test_recipes_say_stages_weights_and_when_to_stop():
+    recipe = own.OwnRecipe(freeze=((0.3, "features"), (1, 5)), patience=2, class_weights="balanced")
+    assert recipe.frozen(19, pretrained=True) == (5, ((0.3, 1000), (1.0, 5)))
+    assert recipe.validated == (1,)
+    assert own.OwnRecipe(test_fold=4, patience=1).validated == (0,)
+    assert own.OwnRecipe().frozen(19, pretrained=True) == (5, ())
+    assert own.OwnRecipe().frozen(19, pretrained=False) == (0, ())
+    weights = recipe.weights_of({"a": 10, "b": 30})
+    assert weights["a"] / weights["b"] == pytest.approx(3, rel=1e-3)
+    assert sum(weights.values()) / 2 == pytest.approx(1, rel=1e-3)

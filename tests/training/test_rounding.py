@@ -122,6 +122,14 @@ def test_no_processor_can_overflow(tmp_path):
     assert not [n for n in model.graph.node if n.op_type in ("Clip", "Relu")]  # the ranges do that
 
 
+def test_an_activation_that_its_range_does_not_carry_out_stays(tmp_path):
+    made_of = rounded(made(tmp_path))
+    name = next(n.output[0] for n in made_of.model.graph.node if n.op_type == "Clip")
+    made_of.ranges[name] = rounding.Range(0.1, 0)  # up to 25.5: the clip at 6 must be done by a node
+    clips = [n for n in write_int8(made_of).graph.node if n.op_type == "Clip"]
+    assert [n.output[0] for n in clips] == [name]
+
+
 def test_training_brings_it_nearer(tmp_path):
     made_of = rounded(made(tmp_path, "resnet18"))
     teacher = OnnxModule(made_of.model)
