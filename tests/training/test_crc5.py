@@ -108,7 +108,7 @@ def test_the_bundle_is_a_model_that_the_engine_runs(name, fields, small, trained
         assert card.classes[2].evidence["cases_tested"] == 0
     assert "--folds 1" in card.training_command
     assert ("--sources ebhi" in card.training_command) == (name == "crc5-ebhi")
-    assert "0.6 on glas" in card.description
+    assert "did not see: glas 0.6" in card.description
     pixels = np.random.default_rng(0).integers(0, 256, (224, 672, 3), dtype=np.uint8)
     pixels[:, :448, 1] //= 3  # pink
     pixels[:, 448:] = pixels[:, 448:] // 3 + np.array([150, 90, 20], np.uint8)  # brown

@@ -162,7 +162,7 @@ def best_temperature(scores: Scores) -> float:
     """The temperature that makes held-out probabilities likeliest (Guo et al. 2017); sets weigh alike, cases within."""
     rows = diagnosed(scores)
     weight = _weight(rows)
-    grid = np.geomspace(0.3, 4.0, 120)
+    grid = np.geomspace(0.1, 4.0, 160)
 
     def loss(temperature: float) -> float:
         probability = softmax(rows.logits / temperature)[np.arange(len(weight)), rows.labels]

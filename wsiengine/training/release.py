@@ -172,13 +172,16 @@ def _description(recipe: Recipe, figures: dict[str, Any]) -> str:
 
 
 def _elsewhere(figures: dict[str, Any]) -> str:
-    """The same training on laboratories that it did not see."""
-    found = []
-    for title, both in figures.get("splits", {}).items():
-        if title.startswith(("without-", "only-")):
-            rule = {source: f for source, f in both["rule"].items() if source != "all"}
-            found += [f"{f['balanced_accuracy']} on {source} ({title})" for source, f in rule.items()]
-    return f"; on laboratories that the same training did not see: {', '.join(found)}" if found else ""
+    """The same training on laboratories that it did not see: each left out, or all but one."""
+    splits = figures.get("splits", {})
+    titles = [t for t in splits if t.startswith("without-")] or [t for t in splits if t.startswith("only-")]
+    found = [
+        f"{source} {f['balanced_accuracy']}"
+        for title in titles
+        for source, f in splits[title]["rule"].items()
+        if source != "all"
+    ]
+    return f"; shorter trainings of its kind on a laboratory that they did not see: {', '.join(found)}" if found else ""
 
 
 def _class(name: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -254,12 +257,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out-of-fold", type=Path, nargs="*", default=[], help="scores by siblings, for calibration")
     parser.add_argument("--splits", type=Path, help="figures of benchmarks/crc5_splits.py, with the middle rule")
     parser.add_argument("--only", nargs="*", default=[], help="splits that belong to this model (default: all)")
+    parser.add_argument("--as-trained", action="store_true", help="without the middle rule")
     parser.add_argument("--to", type=Path, required=True, help="folder of the model")
     asked = parser.parse_args(arguments)
     fields = read_fields(asked.data)
     recipe = Recipe.read(asked.run / "recipe.json")
     said = json.loads(asked.splits.read_text(encoding="utf-8")) if asked.splits else {}
     rule = MiddleRule(**said.pop("rule", {}))
+    if asked.as_trained:
+        rule, said = MiddleRule(), {name: found | {"rule": found["argmax"]} for name, found in said.items()}
     network = rule.built_in(load_trained(asked.run))
     siblings = rule.applied(load_scores(asked.out_of_fold, fields)) if asked.out_of_fold else None
     splits = {name: found for name, found in said.items() if not asked.only or name in asked.only}
