@@ -52,3 +52,60 @@ def test_a_sparse_slide_is_a_slide(tmp_path: Path) -> None:
         whole = Box(0, 0, int(9_003 * 0.25 / mpp), int(20_017 * 0.25 / mpp))
         stained = slide.read(whole, Mpp.square(mpp))[..., 1] < 220
         assert 0.15 < stained.mean() < 0.25
+
+
+_FAKE_PEER = """#!{python}
+import sys
+from pathlib import Path
+if sys.argv[2] == "run":  # WSInfer's command line
+    given = dict(zip(sys.argv[3:-1], sys.argv[4:]))
+    assert Path(given["--model-path"]).exists() and Path(given["--config"]).exists()
+    assert len(list(Path(given["--wsi-dir"]).iterdir())) == 1
+    out = Path(given["--results-dir"], "model-outputs-csv")
+    out.mkdir(parents=True)
+    (out / "slide.csv").write_text("minx,miny\\n" + "1,1\\n" * 7)
+else:  # makes the TorchScript
+    sys.path[0:0] = {path!r}
+    sys.argv = sys.argv[1:]
+    exec(compile(Path(sys.argv[0]).read_text(), "builder", "exec"))
+"""
+
+
+def test_peers_are_told_apart_by_tiles_and_time(tmp_path: Path) -> None:
+    """A peer that is made up: it makes the TorchScript with the torch that is here, then claims seven tiles."""
+    fake = tmp_path / "python"
+    fake.write_text(_FAKE_PEER.format(python=sys.executable, path=sys.path))
+    fake.chmod(0o755)
+    (tmp_path / "slides").mkdir()
+    slide = write_sparse(tmp_path / "slides" / "s.tiff", Sparse(Size(3_000, 4_000), share=0.3, piece_px=4096))
+    said = bench("peers", "--wsinfer-python", str(fake), "--slide", str(slide), "--repeats", "1", "--overlaps", "0")
+    rows = {line[:18].strip(): line[18:].split() for line in said.splitlines()[1:]}
+    assert set(rows) == {"wsiengine (tiles)", "WSInfer", "WSInfer --speedup"}
+    assert rows["WSInfer"][3] == "7"
+    assert int(rows["wsiengine (tiles)"][3]) > 7
+    assert rows["wsiengine (tiles)"][-1] == "1.00"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, which WSInfer needs
+def test_a_peer_gets_the_same_network(tmp_path: Path) -> None:
+    """TorchScript made of the exported weights answers as the ONNX file does."""
+    torch = pytest.importorskip("torch")
+    import numpy as np
+    import onnxruntime
+
+    from benchmarks import peers
+    from benchmarks.networks import make
+
+    model = make("resnet18", tmp_path / "m")
+    peers.export_weights(model)
+    peers._build(sys.executable, model, model / "network.pt")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    expected = onnxruntime.InferenceSession(str(model / "resnet18.onnx")).run(["logits"], {"tiles": pixels})[0]
+    planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    mean, deviation = (
+        torch.tensor(values).view(1, 3, 1, 1)
+        for values in peers._wsinfer_config()["transform"][2]["arguments"].values()
+    )
+    with torch.inference_mode():
+        found = torch.jit.load(model / "network.pt")((planes - mean) / deviation)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-3)
