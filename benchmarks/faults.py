@@ -177,6 +177,18 @@ def exports(ground: Ground) -> Iterator[Tally]:
     yield tally
 
 
+def crashing_readers(ground: Ground) -> Iterator[Tally]:
+    """Of three slides the second ends its process at the n-th read, each time; the others must be finished."""
+    from tests.faults.crashes import crash_among_others
+
+    tally = Tally("reader crashes at the n-th read of one of three slides")
+    for reads in ground.some(list(range(0, 30))):
+        started = time.perf_counter()
+        survived, equal = crash_among_others(ground.slide, ground.folder / "crash", reads, ground.wanted)
+        tally.add(f"after {reads} reads", survived, equal, time.perf_counter() - started)
+    yield tally
+
+
 CAMPAIGNS: dict[str, Callable[[Ground], Iterator[Tally]]] = {
     "changes": kills_at_changes,
     "moments": kills_at_moments,
@@ -184,6 +196,7 @@ CAMPAIGNS: dict[str, Callable[[Ground], Iterator[Tally]]] = {
     "power": power_cuts,
     "disk": failing_disks,
     "exports": exports,
+    "readers": crashing_readers,
 }
 
 

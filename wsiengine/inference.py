@@ -17,6 +17,7 @@ from wsiengine.grid import blocks_of, tapered
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory
 from wsiengine.models.card import Card
+from wsiengine.naming import default_folder
 from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
@@ -165,11 +166,6 @@ def _run(
         )
     with in_words(space.folder):
         _finish((subject, prepared), (gathered, picture), where, listener, watch)
-
-
-def default_folder(slide: str) -> Path:
-    """``<slide name>.wsiengine`` in the working directory."""
-    return Path(f"{Path(slide).stem or 'slide'}.wsiengine")
 
 
 def _foretell(subject: Subject, recovered: Recovered, listener: Listener) -> None:

@@ -10,34 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.crashes import plant
 from tests.faults.runs import COMMAND, contents, environment
 from wsiengine.cli import main
-
-# Planted in the children: reading level 0 of a slide ends or holds up the process, as a fault in a C library would.
-FAULTS = """
-import ctypes, os, signal, time
-import wsiengine.slides.direct as direct
-original = direct.DirectReader.read_into
-def read_into(self, level, box, out):
-    name = os.path.basename(self._source.path)
-    if name.startswith("crash") and box.x0 > 600:
-        ctypes.string_at(0)
-    if name.startswith("once") and not os.path.exists(self._source.path + ".tried"):
-        open(self._source.path + ".tried", "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    if name.startswith("hang"):
-        time.sleep(600)
-    return original(self, level, box, out)
-direct.DirectReader.read_into = read_into
-"""
 
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(FAULTS)
-    monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(plant(tmp_path / "site"))
 
 
 def slides(slide: Path, folder: Path, *names: str) -> list[str]:
@@ -135,6 +115,22 @@ def test_without_a_fault_it_is_one_process_and_the_same_bytes(
     assert infer(*slides(slide, tmp_path / "in", "a", "b", "c"), "-o", tmp_path / "out") == 0
     assert len(started) == 1
     assert all(same(tmp_path / "out" / name, wanted) for name in "abc")
+
+
+def test_looking_on_costs_no_libraries(slide: Path, tmp_path: Path) -> None:
+    """What the child loads, the command need not: its process is ready in a moment."""
+    named = slides(slide, tmp_path / "in", "a", "b")
+    code = (
+        "import sys\nimport wsiengine.isolation as isolation\n"
+        "def look(*rest):\n"
+        "    print(sorted({'numpy', 'dask', 'zarr', 'cv2', 'numba', 'shapely', 'scipy', 'rich'} & set(sys.modules)))\n"
+        "    sys.exit(0)\n"
+        "isolation.run_isolated = look\n"
+        "from wsiengine.cli import main\nmain(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "infer", *named, "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_nobody_listens_any_more(slide: Path, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def _is_slide(path: Path) -> bool:
 
 def output_folders(slides: Sequence[str], output: Path | None) -> list[Path]:
     """Where each slide's results go: the folder itself for one slide, sub-folders by slide name for several."""
-    from wsiengine.inference import default_folder
+    from wsiengine.naming import default_folder
 
     if len(slides) == 1:
         return [output or default_folder(slides[0])]

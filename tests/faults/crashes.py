@@ -1,0 +1,61 @@
+"""Readers that end or hold up their process, planted in children: what a fault in a C library would do."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.faults.runs import COMMAND, contents, environment
+
+# Planted in the children: reading level 0 of a slide ends or holds up the process, as a fault in a C library would.
+FAULTS = """
+import ctypes, os, signal, time
+import wsiengine.slides.direct as direct
+seen = []
+original = direct.DirectReader.read_into
+def read_into(self, level, box, out):
+    name = os.path.basename(self._source.path)
+    if name.startswith("crash") and box.x0 > 600:
+        ctypes.string_at(0)
+    if name.startswith("once") and not os.path.exists(self._source.path + ".tried"):
+        open(self._source.path + ".tried", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("after"):
+        left = int(name[5:8]) - len(seen)
+        seen.append(name)
+        if left <= 0:
+            ctypes.string_at(0)
+    if name.startswith("hang"):
+        time.sleep(600)
+    return original(self, level, box, out)
+direct.DirectReader.read_into = read_into
+"""
+
+
+def plant(folder: Path) -> Path:
+    """A folder that, on the path of a child, plants the faults there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(FAULTS)
+    return folder
+
+
+def crash_among_others(slide: Path, folder: Path, reads: int, wanted: dict[str, bytes]) -> tuple[bool, bool]:
+    """Three slides, of which the second ends its process after that many reads → whether only that one failed and the
+    exit code said so, and whether the others have the bytes of an undisturbed run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    names = ["a", f"after{reads:03d}", "z"]
+    for name in names:
+        shutil.copyfile(slide, folder / f"{name}.svs")
+    paths = f"{plant(folder / 'site')}:{environment()['PYTHONPATH']}"
+    slides = [str(folder / f"{name}.svs") for name in names]
+    done = subprocess.run(
+        [*COMMAND, *slides, "-o", str(folder / "out"), "--json", "--threads", "1"],
+        env=environment(PYTHONPATH=paths),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = json.loads(done.stdout.splitlines()[-1])
+    only = done.returncode == 1 and [slide["ok"] for slide in last["slides"]] == [True, False, True]
+    return only, all(contents(folder / "out" / name) == wanted for name in ("a", "z"))
