@@ -3,6 +3,8 @@
 ``python benchmarks/detect.py objects [--outlined] [--count N]`` merges and exports objects that are made up (two views
 of each where tiles overlap), and prints seconds and peak memory. ``python benchmarks/detect.py pace SLIDE --model M``
 runs a detector over a slide, then the same tiles through the bare ONNX session, and prints the ratio.
+``python benchmarks/detect.py agreement SLIDE --model M`` runs it over two tile grids and prints which part of the
+objects of either has its like (same class, IoU above one half) in the other.
 """
 
 import argparse
@@ -33,7 +35,7 @@ def made_up(count: int, outlined: bool, grid: TileGrid) -> Objects:
     corner = random.integers(0, SIDE_PX - 40, (count, 2))
     size = random.integers(8, 31, (count, 2))
     boxes = np.concatenate([corner, corner + size], axis=1)
-    scores, labels = random.random(count).astype(np.float32), random.integers(0, 3, count)
+    scores, labels = random.uniform(0.1, 1, count).astype(np.float32), random.integers(0, 3, count)
     views = []
     for dy in (0, 1):
         for dx in (0, 1):
@@ -163,6 +165,41 @@ def pace(slide: str, model: str, threads: int) -> dict[str, Any]:
     }
 
 
+def agreement(slide: str, model: str, threads: int) -> dict[str, Any]:
+    """How far the objects depend on where the tiles lie: of two grids, all objects and those well above the limit."""
+    import wsiengine
+
+    folder = Path(tempfile.mkdtemp())
+    try:
+        found = []
+        for overlap in (0.3, 0.5):
+            options: dict[str, Any] = {"threads": threads, "device": "cpu", "tissue": "none", "overlap": overlap}
+            found.append(wsiengine.infer(slide, model, folder / f"at {overlap}", **options))
+        tables = [[(a.class_name, a.geometry.bounds, a.measurements["Score"]) for a in r.annotations] for r in found]
+        used = [r.run["plan"]["overlap_used"] for r in found]
+    finally:
+        shutil.rmtree(folder)
+    facts: dict[str, Any] = {"overlap": used, "objects": [len(table) for table in tables]}
+    for above in (0.0, 0.6):
+        sure = [[row for row in table if row[2] >= above] for table in tables]
+        matched = [_matched(one, other) for one, other in ((sure[0], tables[1]), (sure[1], tables[0]))]
+        facts[f"score {above:g} and above"] = {"objects": [len(t) for t in sure], "found again": matched}
+    return facts
+
+
+def _matched(one: list[tuple], other: list[tuple]) -> float:
+    """The part of ``one`` that has its like in ``other``."""
+    from wsikernels.pairs import IOU, overlapping_pairs
+
+    boxes = np.array([row[1] for row in one + other])
+    kinds = sorted({row[0] for row in one + other})
+    labels = np.array([kinds.index(row[0]) for row in one + other])
+    everywhere = np.tile([-1e9, -1e9, 1e9, 1e9], (len(boxes), 1))
+    pairs, _ = overlapping_pairs(boxes, everywhere, labels, 0.5, IOU)
+    across = pairs[(pairs[:, 0] < len(one)) & (pairs[:, 1] >= len(one))]
+    return round(len(np.unique(across[:, 0])) / max(1, len(one)), 4)
+
+
 def _timed(seconds: dict[str, float], name: str, do: Callable[[], Any]) -> Any:
     started = time.perf_counter()
     result = do()
@@ -177,13 +214,16 @@ def main() -> None:
     made.add_argument("--count", type=int, default=300_000)
     made.add_argument("--outlined", action="store_true", help="with masks, as Mask R-CNN gives them")
     runs = commands.add_parser("pace")
-    runs.add_argument("slide")
-    runs.add_argument("--model", required=True)
-    runs.add_argument("--threads", type=int, default=2)
+    twice = commands.add_parser("agreement")
+    for command in (runs, twice):
+        command.add_argument("slide")
+        command.add_argument("--model", required=True)
+        command.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    facts = (
-        objects(args.count, args.outlined) if args.command == "objects" else pace(args.slide, args.model, args.threads)
-    )
+    if args.command == "objects":
+        facts = objects(args.count, args.outlined)
+    else:
+        facts = {"pace": pace, "agreement": agreement}[args.command](args.slide, args.model, args.threads)
     print(json.dumps(facts, indent=1))
 
 
