@@ -1,6 +1,7 @@
 """Dense windows against isolated tiles, on labelled tissue: do they say the same, are they as right, what do they cost?
 
     python benchmarks/dense.py --source glas
+    python benchmarks/dense.py --source glas --rows 2 --halos 32,64,96,128
 
 Builds a mosaic of real fold-0 fields, scores the same tiles both ways, and prints: agreement of classes, accuracy of
 both against the zones (tiles wholly inside one), and the time of each overlap in both modes in one run.
@@ -9,6 +10,7 @@ both against the zones (tiles wholly inside one), and the time of each overlap i
 import argparse
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -16,24 +18,54 @@ import numpy as np
 
 import wsiengine
 from tests.mosaics import CLASSES, MosaicPlan, mosaic_size, mosaic_slide
+from wsiengine.dense import window_means
+from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.graph import run_blocks
+from wsiengine.grid import Axis, TileGrid
 from wsiengine.job import BlockScores
+from wsiengine.journal import Recovered
+from wsiengine.models.registry import load_model
+from wsiengine.models.runtime import Runtime
 from wsiengine.planning import Plan
-from wsiengine.tasks.classify import tile_probabilities
+from wsiengine.slides import open_slide
+from wsiengine.tasks.classify import MapLayout, tile_probabilities
 
 
 def run(plan: Plan) -> tuple[np.ndarray, float]:
     """Scores of all wanted tiles (NaN elsewhere), and seconds."""
-    scores = np.full((*plan.wanted.shape, plan.card.score_channels), np.nan, np.float32)
+    gathered, lock = plan.task.gather(plan, Recovered({}, {}, ())), threading.Lock()
 
     def done(block: BlockScores) -> None:
-        ran = ~np.isnan(block.scores[..., 0])
-        scores[block.tiles.slices][ran] = block.scores[ran]
+        with lock:
+            gathered.add(block)
 
     assert plan.job
     started = time.perf_counter()
     run_blocks(plan.job, plan.blocks(), done, threads=plan.options.worker_threads)
-    return scores, time.perf_counter() - started
+    return gathered.arrays()["scores"], time.perf_counter() - started
+
+
+def halos(path: Path, model: str, listed: str) -> None:
+    """Share of windows whose class differs from that of the map computed in one piece, by halo: up to 16 Mpx of it."""
+    card = load_model(model)
+    assert card.dense
+    step = card.output_stride_px
+    runtime, slide, layout = Runtime(card), open_slide(path), MapLayout.of(card)
+    pixels = slide.read(Box(0, 0, 112 * step, 144 * step), card.input.fixed_mpp)
+    tile = card.input.size_px // step
+    grid = TileGrid(Lattice(Size(96, 128), Mpp.square(1), Mpp.square(1), 1), Axis(96, tile, 2), Axis(128, tile, 2))
+
+    def classes(cells: np.ndarray) -> np.ndarray:
+        scores = window_means(cells[8:-8, 8:-8], grid, gated=card.gate is not None)
+        return tile_probabilities(scores, layout)[..., : len(layout.names)].argmax(axis=-1)
+
+    whole = runtime.maps(pixels)
+    for halo in map(int, listed.split(",")):
+        cells, edge = whole.copy(), halo // step
+        for box in Box(8, 8, 104, 136).pieces(*[card.dense.block_px // step] * 2):
+            part = runtime.maps(np.ascontiguousarray(pixels[box.grow(edge).scale(step).slices]))
+            cells[box.slices] = part[edge : edge + box.height, edge : edge + box.width]
+        print(f"halo {halo:4d} px: {(classes(cells) != classes(whole)).mean():.2%} of windows differ")
 
 
 def true_classes(plan: Plan, raster: np.ndarray) -> np.ndarray:
@@ -53,6 +85,7 @@ def main() -> None:
     parser.add_argument("--cols", type=int, default=3, help="zones in a row")
     parser.add_argument("--source", default="glas", choices=["ebhi", "glas", "lc25000"])
     parser.add_argument("--model", default="crc5")
+    parser.add_argument("--halos", metavar="PX,PX", help="only compare blocks of such halos with a map in one piece")
     parser.add_argument("--overlaps", default="0,0.3,0.5,0.71", help="of the cost table")
     options = parser.parse_args()
     data = os.environ.get("WSIENGINE_DATA")
@@ -62,6 +95,9 @@ def main() -> None:
         path = Path(folder) / "mosaic.svs"
         mosaic = MosaicPlan(source=options.source)
         truth = mosaic_slide(path, mosaic_size(mosaic, options.rows, options.cols), mosaic, Path(data))
+        if options.halos:
+            halos(path, options.model, options.halos)
+            return
         compare(path, truth.raster, options.model)
         print("overlap  tiles s  dense s  dense / tiles without overlap")
         base = None
