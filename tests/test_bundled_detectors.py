@@ -1,0 +1,59 @@
+"""The bundled detectors on images that they were not trained on, as a user runs them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data import data_dir
+from wsiengine import infer
+from wsiengine.datasets.chula import TYPES, find_patches, patch_objects, read_points
+from wsiengine.datasets.images import read_pixels
+from wsiengine.datasets.rows import Annotated, DetectionSet
+from wsiengine.evaluate_detection import average_precision, match
+from wsiengine.evaluating_detection import find_in_image, score_detector
+from wsiengine.models.registry import load_model
+
+HELD_OUT = ("100", "164", "202")  # of fold 0
+
+
+def field(name: str) -> Annotated:
+    """One smear and its patches."""
+    root = data_dir() / "rbc" / "chula"
+    image = root / "images" / f"{name}.jpg"
+    if not image.is_file():
+        pytest.skip(f"the field {name} is not at hand")
+    found = find_patches(read_pixels(image))
+    return Annotated(image, patch_objects(found, read_points(root / "labels" / f"{name}.txt")), name, 0)
+
+
+def test_rbc_finds_and_types_cells_of_fields_it_has_not_seen() -> None:
+    rows = tuple(field(name) for name in HELD_OUT)
+    report = score_detector(DetectionSet(("Red cells",), rows, TYPES, 0), load_model("rbc"), "rbc", threads=1)
+    assert report["classes"]["Red cells"]["ap50"]["value"] > 0.85
+    assert report["exact_match"]["value"] > 0.55
+
+
+def test_a_smear_as_a_user_runs_it(tmp_path: Path) -> None:
+    row = field(HELD_OUT[0])
+    infer(row.image, "rbc", tmp_path / "out", threads=1)
+    said = json.loads((tmp_path / "out" / "annotations.geojson").read_text())
+    classes = {feature["properties"]["classification"]["name"] for feature in said["features"]}
+    assert classes <= {"Normal red cells", "Abnormal red cells"}
+    assert len(said["features"]) > 20
+    assert "Probability Target cell" in said["features"][0]["properties"]["measurements"]
+
+
+def test_other_tiles_find_nearly_the_same_cells(tmp_path: Path) -> None:
+    import cv2
+
+    images = [read_pixels(field(name).image) for name in HELD_OUT[:2]]
+    mosaic = tmp_path / "mosaic.png"
+    cv2.imwrite(str(mosaic), np.hstack(images)[..., ::-1])
+    row = Annotated(mosaic, field(HELD_OUT[0]).objects, "m")
+    few, many = (find_in_image(row, "rbc", overlap=overlap, threads=1) for overlap in (0.3, 0.6))
+    sure, also = few.scores >= 0.5, many.scores >= 0.3
+    matched = match(many.boxes_xyxy[also], many.scores[also], few.boxes_xyxy[sure], np.zeros(int(sure.sum()), bool))
+    assert matched.hits.sum() > 0.97 * sure.sum()
+    assert average_precision([matched]) > 0.9
