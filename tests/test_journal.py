@@ -43,6 +43,19 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.tiles[1][1], _scores(1))
 
 
+def test_blocks_of_other_tasks_come_back(tmp_path: Path) -> None:
+    ran = np.array([[True, False, False], [True, True, False], [False, True, True]])
+    with Journal.create(tmp_path / "journal", HEADER) as journal:
+        journal.add_block(Box(2, 5, 5, 8), ran, b"its own")
+        journal.add_block(Box(0, 0, 1, 1), np.array([[True]]), b"")
+    found = read_journal(tmp_path / "journal")
+    assert found.begun
+    assert not found.tiles
+    (box, there, payload), (_, _, empty) = found.blocks
+    assert (box, payload, empty) == (Box(2, 5, 5, 8), b"its own", b"")
+    np.testing.assert_array_equal(there, ran)
+
+
 def test_every_torn_tail_is_cut_and_the_journal_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     sizes = _filled(path)

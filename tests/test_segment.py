@@ -83,6 +83,14 @@ def test_measurements_are_those_of_a_disc(planted: Card, tmp_path: Path) -> None
     assert 0.8 < measured["Mean probability Gland"] <= 1
 
 
+def test_a_bent_gland_is_less_solid(planted: Card, tmp_path: Path) -> None:
+    pixels = np.full((*SIZE.shape, 3), 205, np.uint8)
+    pixels[60:220, 80:120] = pixels[180:220, 80:240] = GLAND  # an L of arms 40 wide, 160 long
+    [gland] = _run(ArraySlide(pixels, 1.0), planted, tmp_path / "out").annotations
+    hull = 160 * 160 - 120 * 120 / 2
+    assert gland.measurements["Solidity"] == pytest.approx((2 * 160 * 40 - 40 * 40) / hull, abs=0.01)
+
+
 def test_touching_glands_stay_apart_and_share_their_border(planted: Card, tmp_path: Path) -> None:
     slide = ArraySlide(_discs([(150, 150, 50), (150, 240, 50)]), 1.0)
     first, second = (a.geometry for a in _run(slide, planted, tmp_path / "out").annotations)
@@ -383,6 +391,8 @@ def test_unanalysed_cells_stay_unanalysed(planted: Card, tmp_path: Path) -> None
     )
     result = _run(ArraySlide(_discs(DISCS), 1.0), planted, tmp_path / "out", region=region)
     stored = result.probability.compute()
-    assert (stored[:8] == 0).all()
-    assert (stored[20:60, 20:60] > 0).all()
+    plan = wsiengine.plan(ArraySlide(_discs(DISCS), 1.0), str(planted.folder), tissue="none", region=region)
+    assert 0 < plan.analysed.sum() < plan.analysed.size
+    np.testing.assert_array_equal(stored[..., 0] > 0, plan.analysed)
+    np.testing.assert_array_equal(plan.to_dask().compute(), stored)
     assert all(shape.buffer(0.02).covers(a.geometry) for a in result.annotations)

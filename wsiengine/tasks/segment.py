@@ -89,15 +89,27 @@ def tile_map(output: np.ndarray, pixels: np.ndarray, layout: SegmentLayout) -> n
     Returns:
         (rows, cols, map channels) float32, 0 to 1.
     """
-    found = activate(np.moveaxis(output, 0, -1), layout.activation)
-    kept = [found[..., channels[0]] for channels in layout.sums]
+    if layout.activation == "softmax":
+        found = np.moveaxis(activate(np.moveaxis(output, 0, -1), layout.activation), -1, 0)
+    else:
+        found = activate(output, layout.activation)  # channels stay apart in memory: twice as quick
+    kept = [found[channels[0]] for channels in layout.sums]
     if layout.contour >= 0:
-        kept.append(found[..., layout.contour])
+        kept.append(found[layout.contour])
     if layout.bright_above >= 0:
-        rows, cols = found.shape[:2]
-        bright = (pixels.min(axis=2) > layout.bright_above).reshape(rows, pixels.shape[0] // rows, cols, -1)
-        kept.append(bright.mean(axis=(1, 3), dtype=np.float64).astype(np.float32))
+        kept.append(_bright(pixels, layout.bright_above, pixels.shape[0] // found.shape[1]))
     return np.stack(kept, axis=-1)
+
+
+def _bright(pixels: np.ndarray, level: int, cell_px: int) -> np.ndarray:
+    """The part of each cell's pixels whose channels are all above ``level`` → (rows, cols) float32."""
+    above = pixels > level
+    bright = (above[..., 0] & above[..., 1] & above[..., 2]).view(np.uint8)
+    total = np.zeros([n // cell_px for n in bright.shape], np.int32)
+    for y in range(cell_px):
+        for x in range(cell_px):
+            total += bright[y::cell_px, x::cell_px]
+    return (total / np.float32(cell_px**2)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
