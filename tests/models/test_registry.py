@@ -128,6 +128,22 @@ def test_config_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     assert registry.config_dir() == tmp_path / "home" / ".config" / "wsiengine"
 
 
+def test_a_user_without_any_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that runs under a number which no account has."""
+    for name in ("HOME", "WSIENGINE_CONFIG", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert load_model("planted").name == "planted"
+    assert not registry.config_dir().exists()
+    assert not registry.data_dir().exists()
+
+
 def test_wrong_sha256_says_both(tmp_path: Path) -> None:
     card = tiny(tmp_path / "m")
     with card.model_path.open("r+b") as file:  # one bit

@@ -94,7 +94,7 @@ def config_dir() -> Path:
         return Path(own)
     if xdg := os.environ.get("XDG_CONFIG_HOME"):
         return Path(xdg) / "wsiengine"
-    return Path("~/.config/wsiengine").expanduser()
+    return _at_home(".config/wsiengine")
 
 
 def data_dir() -> Path:
@@ -103,7 +103,15 @@ def data_dir() -> Path:
         return Path(own)
     if xdg := os.environ.get("XDG_DATA_HOME"):
         return Path(xdg) / "wsiengine"
-    return Path("~/.local/share/wsiengine").expanduser()
+    return _at_home(".local/share/wsiengine")
+
+
+def _at_home(name: str) -> Path:
+    """Below the user's home, or where nobody can write: a container's user may have none."""
+    try:
+        return Path.home() / name
+    except RuntimeError:
+        return Path(os.sep) / "nonexistent" / name
 
 
 def _known_folders() -> dict[str, Path]:
