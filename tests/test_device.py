@@ -35,7 +35,7 @@ def slide(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "Runtime", Device)
+    monkeypatch.setattr(session, "shared_runtime", Device)
 
 
 run = partial(infer, model="planted", tissue="none", threads=3, block_tiles=3)
@@ -48,7 +48,7 @@ def scores(result: Result, folder: Path) -> np.ndarray:
 
 def test_a_device_gives_what_the_cpu_gives(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = scores(run(slide, output=tmp_path / "cpu"), tmp_path / "cpu")
-    monkeypatch.setattr(session, "Runtime", Device)
+    monkeypatch.setattr(session, "shared_runtime", Device)
     made = run(slide, output=tmp_path / "device", batch_size=16)
     np.testing.assert_allclose(scores(made, tmp_path / "device"), cpu, atol=1e-4)
     assert made.run["identity"]["parameters"]["batch_size"] == 16

@@ -24,7 +24,7 @@ from wsiengine.models import runtime as module
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.contract import check_outputs
 from wsiengine.models.integrity import file_sha256
-from wsiengine.models.runtime import CPU, CUDA, TENSORRT, Runtime, providers
+from wsiengine.models.runtime import CPU, CUDA, TENSORRT, Runtime, providers, shared_runtime
 
 GOOD: dict[str, dict[str, Any]] = {
     "uint8": {},
@@ -483,3 +483,13 @@ def test_a_graph_that_asks_for_more_memory_than_there_is(tmp_path: Path) -> None
     model.graph.node.extend(nodes)
     with pytest.raises(CardError, match="ONNX Runtime"):
         Runtime(saved(tmp_path, model))
+
+
+def test_slides_of_one_process_share_a_session(tmp_path: Path) -> None:
+    card = tiny(tmp_path / "a")
+    first = shared_runtime(card, device="cpu")
+    assert shared_runtime(load_card(tmp_path / "a" / "card.json"), device="cpu") is first
+    assert shared_runtime(card, device="cpu", batch_size=3, batched=True) is not first
+    (tmp_path / "a" / "tiny.onnx").write_bytes(b"something else")
+    with pytest.raises(IntegrityError):
+        shared_runtime(card, device="cpu")

@@ -15,6 +15,7 @@ same code on the CPU.
 import math
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -316,18 +317,31 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
-_shared_runtimes: dict[tuple, Runtime] = {}
+_KEPT = 2  # sessions kept for the next slide: a model, and its other number format
+_shared_runtimes: OrderedDict[tuple, Runtime] = OrderedDict()
 _sharing = threading.Lock()
 
 
+def shared_runtime(
+    card: Card, *, device: str = "auto", threads: int = 1, batch_size: int | None = None, batched: bool = False
+) -> Runtime:
+    """As :class:`Runtime`, but one for all slides of this process; the model's files are checked each time."""
+    return _shared(card, device, threads, batch_size, batched)
+
+
 def _shared(*arguments: Any) -> Runtime:
-    """The one Runtime that all unpickled copies in a process share."""
+    """The one Runtime that all unpickled copies in a process share, and all of its slides."""
     with _sharing:
-        if arguments not in _shared_runtimes:
-            card, device, threads, size, batched = arguments
-            made = Runtime(card, device=device, threads=threads, batch_size=size, batched=batched)
-            _shared_runtimes[arguments] = made
-        return _shared_runtimes[arguments]
+        if arguments in _shared_runtimes:
+            check_files(arguments[0])
+            _shared_runtimes.move_to_end(arguments)
+            return _shared_runtimes[arguments]
+        card, device, threads, size, batched = arguments
+        made = Runtime(card, device=device, threads=threads, batch_size=size, batched=batched)
+        _shared_runtimes[arguments] = made
+        while len(_shared_runtimes) > _KEPT:
+            _shared_runtimes.popitem(last=False)
+        return made
 
 
 def _open(card: Card, device: str) -> tuple[list[Any], str]:

@@ -2,13 +2,13 @@
 
 from wsiengine.models.card import Card
 from wsiengine.models.precision import REFERENCE, choose_precision
-from wsiengine.models.runtime import CPU, Runtime
+from wsiengine.models.runtime import CPU, Runtime, shared_runtime
 
 
 def open_runtime(
     card: Card, precision: str = REFERENCE, *, device: str = "auto", threads: int = 1, batch_size: int | None = None
 ) -> Runtime:
-    """The runtime; its ``card`` says which number format it has.
+    """The runtime, shared by all slides of the process; its ``card`` says which number format it has.
 
     Args:
         card: The model.
@@ -19,8 +19,8 @@ def open_runtime(
         PlanError: The model does not come in that format, or the device only imitates it.
         ModelError: As for :class:`~wsiengine.models.runtime.Runtime`.
     """
-    runtime = Runtime(card, device=device, threads=threads, batch_size=batch_size)
+    runtime = shared_runtime(card, device=device, threads=threads, batch_size=batch_size)
     chosen = choose_precision(precision, card.variants, card.name, gpu=runtime.provider != CPU)
     if chosen == REFERENCE:
         return runtime
-    return Runtime(card.at(chosen), device=device, threads=threads, batch_size=batch_size)
+    return shared_runtime(card.at(chosen), device=device, threads=threads, batch_size=batch_size)
