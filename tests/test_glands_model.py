@@ -25,6 +25,7 @@ def test_the_card_says_what_the_page_says() -> None:
     [row] = [line for line in page.splitlines() if line.startswith("| `glands` 1.0, all objects |")]
     shown = [float(cell) for cell in re.findall(r"\d+\.\d+", row.split("objects |")[1])]
     assert shown == [round(evidence[key], 3) for key in ("f1", "dice")] + [round(evidence["hausdorff_px"], 1)]
+    assert f"F1 {evidence['f1']:.3f}, object Dice {evidence['dice']:.3f}" in (ROOT / "README.md").read_text("utf-8")
     assert evidence["f1"] >= 0.8
     assert "research use only" in card.licence
     assert "GlaS" in (ROOT / str(card.terms)).read_text("utf-8")
