@@ -325,6 +325,21 @@ def test_tiles_overlap_by_twice_the_halo(tmp_path: Path) -> None:
     assert wsiengine.plan(_position_slide(), str(card.folder), tissue="none", overlap=0.5).grid.stride_px == 32
 
 
+def test_batches_give_each_tile_its_own_output(blurred: Card) -> None:
+    """Batches belong to GPUs; here the CPU is handed some."""
+    from wsiengine.models.runtime import Runtime
+
+    pixels, corners = position_pixels(200, 240), np.array([(0, 0), (7, 90), (130, 3), (136, 176), (60, 60)])
+    one = Runtime(blurred, device="cpu")
+    single = [array[0].copy() for [array] in one.outputs(pixels, corners)]
+    one.batch_size = 2
+    several = [array.copy() for [array] in one.outputs(pixels, corners)]
+    assert len(several) == 5
+    for alone, array in zip(single, several, strict=True):
+        assert array.shape[0] == 1
+        np.testing.assert_allclose(array[0], alone, atol=1e-5)
+
+
 def test_damage_leaves_a_gap_and_is_told(blurred: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile that saw bad pixels is left out of the blend; its neighbours fill in what they cover."""
     original = Segmentation.score

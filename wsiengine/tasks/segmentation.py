@@ -111,8 +111,8 @@ class Segmentation:
         return gathered
 
     def memory(self, plan: "Plan") -> int:
-        """Sums, the map and its overviews; objects, their parts and outlines (20 bytes a cell, measured)."""
-        return plan.analysed.size * (4 * len(plan.layout.channels) + 22)
+        """Sums, the map and its overviews; objects, their parts and outlines (20 to 26 bytes a cell, measured)."""
+        return plan.analysed.size * (4 * len(plan.layout.channels) + 28)
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         """Where a block's first tile starts; the last chunk takes what overhangs."""
