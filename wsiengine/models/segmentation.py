@@ -22,8 +22,8 @@ class Segmentation:
         channels: For each map a class of the card, ``contour`` (the band along borders, which keeps touching objects
             apart) or ``background`` (softmax needs it).
         threshold: A cell belongs to a class from this probability on.
-        contour_above: A cell is a border above this probability of ``contour`` (1: never); objects are what is left without
-            borders, grown back.
+        contour_above: A cell is a border above this probability of ``contour`` (1: never); objects are what is left
+            without borders, grown back.
         grow_um: How far they are grown back at most.
         holes_um2: Holes in objects are filled up to this area.
         min_area_um2: Smaller objects are left out.
