@@ -92,6 +92,8 @@ def test_addresses_of_other_things(name: str, site: Site) -> None:
     with pytest.raises(CardError, match="neither an archive nor a card"):
         add(f"{site.address}/x/{name}")
     assert site.asked == []
+    with pytest.raises(IntegrityError, match="needed https://"):
+        add("file:///etc/hostname")
 
 
 def test_names_and_paths_that_do_not_do(tmp_path: Path) -> None:

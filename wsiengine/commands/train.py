@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsiengine.training.loop import Progress
 
+STOPPED = "\nstopped  what was trained so far is kept: run the same command again to go on."
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a JSON file, or `default`")

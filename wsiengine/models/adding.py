@@ -18,7 +18,7 @@ from wsiengine.errors import CardError, DependencyError, IntegrityError, OutputE
 from wsiengine.models.archive import is_archive, unpack
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.child import ask
-from wsiengine.models.download import Progress, beside, fetch, is_address, name_of
+from wsiengine.models.download import Progress, beside, check_address, fetch, is_address, name_of
 from wsiengine.models.integrity import check_files, file_sha256
 from wsiengine.models.registry import CARD_FILE, ZOO, data_dir, load_model, register
 from wsiengine.models.wsinfer import CONFIG_FILE, WEIGHTS_FILE, card_of, slug
@@ -99,6 +99,7 @@ def _workshop() -> Iterator[Path]:
 
 def _fetched(url: str, folder: Path, asked: Asked) -> Path:
     """An archive; or a folder with a card and its files, each with the sha256 that the card states; or a zoo model."""
+    check_address(url, asked.sha256)
     cache = data_dir() / "downloads"
     name = name_of(url)
     if is_archive(name):

@@ -51,7 +51,7 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, progress: Progre
         IntegrityError: Another sha256, an address of an unsafe kind, or a redirect to one.
         OutputError: The folder cannot be written.
     """
-    _check_address(url, sha256)
+    check_address(url, sha256)
     path = folder / _cache_name(url)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,12 @@ def _cache_name(url: str) -> str:
     return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{safe}"
 
 
-def _check_address(url: str, sha256: str | None) -> None:
+def check_address(url: str, sha256: str | None) -> None:
+    """Refuse addresses of an unsafe kind.
+
+    Raises:
+        IntegrityError: Neither https, nor http from this machine or vouched for by ``sha256``.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname:
         raise IntegrityError(
@@ -170,7 +175,7 @@ def _open(session: requests.Session, url: str, headers: dict[str, str], sha256: 
             return response
         response.close()
         goal = urljoin(at, response.headers["Location"])
-        _check_address(goal, sha256)
+        check_address(goal, sha256)
         if urlsplit(at).scheme == "https" and urlsplit(goal).scheme != "https":
             raise IntegrityError(
                 f"{url} leads from https to {goal}, which is not encrypted.", hint="check the address."
