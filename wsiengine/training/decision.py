@@ -25,6 +25,8 @@ from wsiengine.training.figures import asserted, diagnosed
 from wsiengine.training.scoring import Scores
 
 SHARES = (0.0, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+MOST_LOST = 0.01
+"""What a rule may cost at home."""
 LIFTS = tuple(round(0.25 * i, 2) for i in range(9))
 
 
@@ -78,24 +80,21 @@ def image_worth(scores: Scores) -> dict[str, Worth]:
 
 
 def fit_rule(home: Scores, away: Iterable[Scores]) -> MiddleRule:
-    """The rule that is worth most on sets that were not seen, of those that cost nothing on average on sets that were.
+    """The rule that is worth most on sets that were not seen, of those that cost a point at most on sets that were.
 
-    An unseen set's worth is the mean of its balanced accuracy and of its worst class's recall: a class that is never
-    found is no use, however well the others do.
+    A set's worth is the mean of its balanced accuracy and of its worst class's recall: a class that is never found is
+    no use, however well the others do.
 
     Args:
         home: Scores of fields that their network has not seen, of sets that it has seen.
         away: Scores of sets that their network has not seen.
     """
-    known, unknown = diagnosed(home), [diagnosed(part) for part in away]
+    known, unknown = [diagnosed(home)], [diagnosed(part) for part in away]
 
-    def at_home(rule: MiddleRule) -> float:
-        return float(np.mean([w.balanced for w in image_worth(rule.applied(known)).values()]))
-
-    def abroad(rule: MiddleRule) -> float:
-        found = [w for part in unknown for w in image_worth(rule.applied(part)).values()]
+    def worth(parts: list[Scores], rule: MiddleRule) -> float:
+        found = [w for part in parts for w in image_worth(rule.applied(part)).values()]
         return float(np.mean([(w.balanced + w.worst) / 2 for w in found]))
 
-    needed = at_home(MiddleRule())
+    needed = worth(known, MiddleRule()) - MOST_LOST
     rules = [MiddleRule(share, lift) for share in SHARES for lift in LIFTS]
-    return max((rule for rule in rules if at_home(rule) >= needed or rule == MiddleRule()), key=abroad)
+    return max((rule for rule in rules if worth(known, rule) >= needed), key=lambda rule: worth(unknown, rule))

@@ -227,7 +227,7 @@ def gather(
     temperature, uncertain = 1.0, {"below": 0.5}
     if siblings is not None:
         temperature = round(best_temperature(siblings), 3)
-        uncertain = uncertain_below(siblings, temperature)
+        uncertain = uncertain_below(siblings, temperature, reject=0.01)
     return {
         "split": f"folds {_list({f.fold for f in held})}, trained on {_list(set(recipe.folds))}",
         "held_out": summary(score(held, predict, recipe.mpp), temperature),
