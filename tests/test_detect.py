@@ -239,6 +239,8 @@ def test_objects_are_counted_in_each_drawn_area(slide: Path, tmp_path: Path) -> 
 
     expected = [m for m in border_marks() if any(inside(m, box) for box in areas.values())]
     assert found(result) == drawn(expected)  # whole, though they reach out of the region
+    coded = result.probability.compute()
+    assert coded[-1].max() == 0 < coded[20].max()  # below the areas nothing was analysed, though tiles reach there
     rows = result.summary["areas"]
     assert [row["name"] for row in rows] == ["Left", "Area 2"]
     for row, box in zip(rows, areas.values(), strict=True):
@@ -263,7 +265,8 @@ def test_slides_of_other_resolution_are_measured_at_level_0(tmp_path: Path) -> N
 def test_the_overlap_is_raised_and_told(slide: Path, tmp_path: Path) -> None:
     build(tmp_path / "m", Planted())
     events: list[Any] = []
-    run(slide, tmp_path / "m", tmp_path / "out", overlap=0.1, listener=events.append)
+    result = run(slide, tmp_path / "m", tmp_path / "out", overlap=0.1, listener=events.append)
+    assert result.run["plan"]["overlap_used"] == 0.5
     [text] = [e.data["text"] for e in events if e.kind == "warning"]
     assert "raised from 10 % to 50 % (32 px)" in text
     assert "objects of up to 20 px" in text
