@@ -95,6 +95,15 @@ def test_classes_come_up_alike(fields, drawn):
     assert 0.02 < (labels == UNREADABLE).mean() < 0.1
 
 
+def test_views_serve_a_training_of_fewer_classes(fields, drawn):
+    recipe = replace(RECIPE, classes=("Normal", "Adenocarcinoma"), sources=("lc25000",), folds=(0, 1))
+    drawn = replace(drawn, like=np.full(len(drawn.like), ""))
+    labels = views.ViewSampler(drawn, recipe.chosen(fields), recipe).batch(0, 200, 160).labels
+    assert (labels == 0).sum() > 50
+    assert (labels == 1).sum() > 50
+    assert labels.max() == 1
+
+
 def test_a_class_without_views_gets_words(fields, drawn):
     with pytest.raises(WsiError, match="no view shows Adenoma"):
         views.ViewSampler(drawn, [f for f in fields if f.label != "Adenoma"], RECIPE)

@@ -132,10 +132,13 @@ class ViewSampler:
         )
         for label in (UNREADABLE, -1):
             self._others[label] = np.flatnonzero(usable & (views.labels == label))
+        self._labels = views.labels.copy()
         for row in np.flatnonzero(usable & (views.labels >= 0)):
             field = known[str(views.field[row])]
             branch = field.label if field.label in recipe.joins else field.source
-            self._tree[int(views.labels[row])][branch][field.case].append(int(row))
+            label = recipe.classes.index(recipe.joins.get(field.label, field.label))  # views know more classes, maybe
+            self._labels[row] = label
+            self._tree[label][branch][field.case].append(int(row))
         if missing := [name for c, name in enumerate(recipe.classes) if c not in self._tree]:
             raise WsiError(f"no view shows {', '.join(missing)}", hint="draw more views, or train on more fields")
 
@@ -144,7 +147,7 @@ class ViewSampler:
         rng = np.random.default_rng((self._recipe.seed, iteration))
         rows = np.array([self._row(rng) for _ in range(size)])
         maps = torch.from_numpy(self._views.maps[rows]).view(torch.bfloat16).float().numpy()
-        return Batch(maps, self._views.labels[rows], self._views.epithelium[rows])
+        return Batch(maps, self._labels[rows], self._views.epithelium[rows])
 
     def _row(self, rng: np.random.Generator) -> int:
         kind = rng.random()
