@@ -1,10 +1,12 @@
 """Others' models: from folders, files, archives and addresses; converted only when trusted; hostile ones refused."""
 
+import io
 import json
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -249,8 +251,15 @@ CONFIG = {
 
 def torchscript(folder: Path, *, classes: int = 2, config: dict | None = None) -> Path:
     """A folder of the zoo: a small convolutional network of fixed random weights."""
-    torch = pytest.importorskip("torch")
     folder.mkdir(parents=True)
+    (folder / "torchscript_model.pt").write_bytes(_torchscript(classes))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
+    return folder
+
+
+@cache
+def _torchscript(classes: int) -> bytes:
+    torch = pytest.importorskip("torch")
     torch.manual_seed(3)
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 5, 2),
@@ -264,11 +273,11 @@ def torchscript(folder: Path, *, classes: int = 2, config: dict | None = None) -
     ).eval()
     with torch.no_grad():
         network[-1].weight.mul_(6)  # so that probabilities differ between tiles
+    file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have us use something else
-        torch.jit.save(torch.jit.script(network), str(folder / "torchscript_model.pt"))
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
-    return folder
+        torch.jit.save(torch.jit.script(network), file)
+    return file.getvalue()
 
 
 def test_torchscript_is_opened_only_when_trusted(tmp_path: Path, config: Path) -> None:
