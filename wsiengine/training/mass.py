@@ -58,7 +58,7 @@ class Run:
     found: DetectionSet
     backbone: Path
     out: Path
-    iterations: int = 240
+    iterations: int = 120
     areas: bool = True
     threads: int = 1
 
