@@ -134,3 +134,15 @@ def test_degrading_keeps_shape_and_type():
     assert max(changed) > 3
     assert max(changed) < 60
     assert cv2.mean(results[0])[:3] != cv2.mean(results[1])[:3]
+
+
+def test_stains_of_every_set_are_taken_on_alike(pixels):
+    """Two fields of one set against all of two others: a set comes first, then a field of it."""
+    few = [p for p in pixels if p.field.source == "glas"][:2]
+    some = few + [p for p in pixels if p.field.source != "glas"]
+    chooser = sampler(some, seed=0)
+    rng = np.random.default_rng(5)
+    drawn = [chooser.draw(rng, 64).like for _ in range(300)]
+    taken = [some[i].field.source for i in drawn if i is not None]
+    assert 0.4 < len(taken) / 300 < 0.6
+    assert min(taken.count(name) for name in ("ebhi", "glas", "lc25000")) > 0.25 * len(taken)
