@@ -143,6 +143,35 @@ def test_of_many_that_find_a_dead_one_only_one_goes_on(path: Path) -> None:
     assert sorted(codes) == [0, 7, 7, 7, 7, 7]
 
 
+def test_two_that_saw_it_dead_at_the_same_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both replace the file; who was the first to do so finds the other's."""
+    path.write_text("somebody 5\n")
+    both = threading.Barrier(2)
+
+    def dead(_: Heartbeat) -> bool:
+        both.wait()
+        return True
+
+    monkeypatch.setattr(Heartbeat, "_watch", dead)
+    locks: list[Heartbeat] = []
+    refused: list[OutputInUse] = []
+
+    def take() -> None:
+        try:
+            locks.append(Heartbeat(path))
+        except OutputInUse as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(locks), len(refused)) == (1, 1)
+    locks[0].check()
+    locks[0].release()
+
+
 def test_no_clock_is_asked_for_the_time_of_day(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set back, set forward, or different on each machine: nothing here may look."""
 

@@ -133,7 +133,7 @@ def test_a_model_that_asks_for_terabytes_is_refused_and_harms_nobody(tmp_path: P
         ]
     )
     model.graph.output.append(onnx.helper.make_tensor_value_info("gate2", 1, ["n"]))
-    with pytest.raises(CardError, match="ONNX Runtime failed on tiles|asks for more memory"):
+    with pytest.raises(CardError, match=r"ONNX Runtime failed on tiles|asks for more memory"):
         add(str(resaved(tmp_path / "m", model)))
     assert "tiny" not in [entry.name for entry in list_models()]
 
