@@ -205,6 +205,21 @@ def test_a_folder_without_slides_as_json(tmp_path: Path, capsys: pytest.CaptureF
     assert event["try"]
 
 
+def test_the_folder_of_a_run_is_not_taken_for_slides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "probability.zarr").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "overlay.png").write_bytes(b"a picture")
+    assert main(["infer", str(tmp_path), "--model", "planted", "-o", str(tmp_path / "out")]) == 1
+    assert "holds the results of a run" in capsys.readouterr().err
+
+
+def test_a_second_stage_is_shown_with_its_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "show", "rbc"]) == 0
+    shown = capsys.readouterr().out
+    assert "Macrocyte" in shown
+    assert "verdict    Abnormal red cells" in shown
+
+
 def test_names_with_spaces_and_letters_of_others(slide: Path, tmp_path: Path) -> None:
     odd = tmp_path / "Größe 1 – Fall №7 (β).svs"
     odd.write_bytes(slide.read_bytes())

@@ -56,7 +56,8 @@ def table_lines(report: Mapping[str, Any]) -> list[str]:
         shown = {key: _word(value) for key, value in of["at_shown_score"].items()}
         lines += [
             f"{name}: {of['annotated']:,} annotated",
-            f"  AP at IoU 0.5 {_span(of['ap50'])} (VOC {_word(of['ap50_voc'])}) · mean AP at 0.5–0.95 {_word(of['ap'])}",
+            f"  AP at IoU 0.5 {_span(of['ap50'])} (VOC {_word(of['ap50_voc'])})"
+            f" · mean AP at 0.5–0.95 {_word(of['ap'])}",
             "  sensitivity at false positives per image: "
             + " · ".join(f"{fppi}: {_span(value)}" for fppi, value in of["sensitivity_at_fppi"].items()),
             f"  shown from score {report['shown_from']:g}: {of['found']:,} found · precision {shown['precision']} · "

@@ -89,9 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--overwrite", action="store_true", help="replace another run's results in the output folder")
     add_drawing(parser.add_argument_group("regions"))
-    parser.add_argument(
-        "--cam", metavar="CLASS", help="also write where this class was seen: its class-activation map"
-    )
+    parser.add_argument("--cam", metavar="CLASS", help="also write where this class was seen: its class-activation map")
     talk = parser.add_argument_group("output")
     talk.add_argument("--profile", action="store_true", help="tell where the time went; a timeline in profile.png")
     talk.add_argument("--quiet", action="store_true", help="print errors only")
@@ -228,6 +226,9 @@ def find_slides(arguments: Sequence[str], missing: list[SlideNotFound]) -> list[
         path = Path(argument)
         if "://" in argument or path.is_file():
             found.append(argument)
+        elif path.is_dir() and _is_result(path):
+            hint = "give the slide itself, or `wsiengine export` to draw the results anew."
+            missing.append(SlideNotFound(f"{argument} holds the results of a run, not slides.", hint=hint))
         elif path.is_dir():
             inside = _slides_of(sorted(p for p in path.iterdir() if _is_slide(p)))
             if not inside:
@@ -251,6 +252,11 @@ def _slides_of(paths: Sequence[Path]) -> list[str]:
     from wsiengine.slides.dicom import one_of_each_series
 
     return [str(path) for path in one_of_each_series(paths)]
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether a run of ours was written here: its pictures are no slides."""
+    return (folder / "run.json").is_file() and (folder / "probability.zarr").is_dir()
 
 
 def _is_slide(path: Path) -> bool:

@@ -3,6 +3,10 @@
 import argparse
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wsiengine.models.parts import ClassInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +66,7 @@ def _list(*, as_json: bool) -> int:
     for entry in entries:
         facts = _entry_facts(entry)
         words = facts["problem"] or f"{facts['task']} · {facts['input']} · {', '.join(facts['classes'])}"
-        print(f"{entry.name:<12}{facts['version'] or '':<6}{facts['source']:<9}{words}")
+        print(f"{entry.name:<12}{facts['version'] or '':<6}{facts['source']:<12}{words}")
     return 0
 
 
@@ -103,9 +107,19 @@ def _show(name: str, *, as_json: bool) -> int:
         if text:
             print(f"{label:<11}{text}")
     for info in card.classes:
-        asserted = f" → shown as {info.asserted_as}" if info.asserted_as else ""
-        evidence = " · ".join(f"{k.replace('_', ' ')}: {v}" for k, v in info.evidence.items())
-        print(f"{'class':<11}{info.name}{asserted}" + (f" · {evidence}" if evidence else ""))
+        print(f"{'class':<11}{_class_words(info)}")
+    if card.second:
+        print(f"{'then':<11}a second model looks at each object, {card.second.input.size_px} px")
+        for info in card.second.classes:
+            print(f"{'type':<11}{_class_words(info)}")
+        for info in card.second.head.classes if card.second.head else ():
+            print(f"{'verdict':<11}{_class_words(info)}")
     if card.training_command:
         print(f"{'trained by':<11}{card.training_command}")
     return 0
+
+
+def _class_words(info: "ClassInfo") -> str:
+    asserted = f" → shown as {info.asserted_as}" if info.asserted_as else ""
+    evidence = " · ".join(f"{k.replace('_', ' ')}: {v}" for k, v in info.evidence.items())
+    return f"{info.name}{asserted}" + (f" · {evidence}" if evidence else "")
