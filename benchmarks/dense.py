@@ -7,12 +7,17 @@ Builds a mosaic of real fold-0 fields, scores the same tiles both ways, and prin
 both against the zones (tiles wholly inside one), and the time of each overlap in both modes in one run.
 """
 
+# ruff: noqa: E402  (the repository is put on the path first)
 import argparse
 import os
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import numpy as np
 

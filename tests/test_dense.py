@@ -144,8 +144,12 @@ def test_what_is_left_of_a_run_is_computed_as_in_the_whole(card: Card) -> None:
     needed = dense.work(plan.grid, wanted)[1]
     plan = replace(plan, wanted=wanted, job=replace(plan.job, wanted=needed))
     every = _cells(plan, needed)
-    left = needed & (np.random.default_rng(5).random(needed.shape) < 0.3)
+    read = {(at.level, at.box) for at in slide.reads}
+    slide.reads.clear()
+    left = needed & (np.random.default_rng(5).random(needed.shape) < 0.02)
     np.testing.assert_array_equal(_cells(plan, left)[left], every[left])
+    assert slide.reads
+    assert {(at.level, at.box) for at in slide.reads} <= read
 
 
 def test_the_lazy_map_is_the_finished_map(card: Card) -> None:
