@@ -11,6 +11,7 @@ from wsiengine import infer
 from wsiengine.datasets.chula import TYPES, find_patches, patch_objects, read_points
 from wsiengine.datasets.images import read_pixels
 from wsiengine.datasets.rows import Annotated, DetectionSet
+from wsiengine.errors import ResolutionError
 from wsiengine.evaluate_detection import average_precision, match
 from wsiengine.evaluating_detection import find_in_image, score_detector
 from wsiengine.models.registry import load_model
@@ -57,3 +58,14 @@ def test_other_tiles_find_nearly_the_same_cells(tmp_path: Path) -> None:
     matched = match(many.boxes_xyxy[also], many.scores[also], few.boxes_xyxy[sure], np.zeros(int(sure.sum()), bool))
     assert matched.hits.sum() > 0.97 * sure.sum()
     assert average_precision([matched]) > 0.9
+
+
+def test_a_mammogram_as_a_user_runs_it(tmp_path: Path) -> None:
+    image = data_dir() / "mammo" / "mias" / "images" / "mdb019.png"
+    found = infer(image, "mass", tmp_path / "out", mpp=200, threads=1)
+    assert found.folder == tmp_path / "out"
+    said = json.loads((tmp_path / "out" / "annotations.geojson").read_text())
+    corners = np.array([f["geometry"]["coordinates"][0] for f in said["features"]]).reshape(-1, 2)
+    assert ((corners >= 0) & (corners <= 1024)).all()
+    with pytest.raises(ResolutionError, match="cannot be the resolution"):
+        infer(image, "crc5", tmp_path / "no", mpp=200)

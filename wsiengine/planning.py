@@ -295,7 +295,7 @@ def lattice_for(info: SlideInfo, card: Card) -> Lattice:
     if card.input.mpp is None:  # pixels as they are, or all of them shrunk into one tile
         shrink = max(1.0, max(info.size_l0.shape) / card.input.size_px) if card.input.whole else 1.0
         return Lattice(info.size_l0, mpp, Mpp(mpp.y * shrink, mpp.x * shrink), card.output_stride_px)
-    if not plausible(mpp):
+    if not plausible(mpp) and plausible(card.input.fixed_mpp):  # others' models are for other pictures: mammograms, say
         raise ResolutionError(
             f"{mpp} cannot be the resolution of a microscope slide (we accept {PLAUSIBLE_MPP[0]} to "
             f"{PLAUSIBLE_MPP[1]:g} µm/px).",

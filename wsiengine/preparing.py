@@ -38,6 +38,7 @@ from wsiengine.recipe import TILE_STEPS
 from wsiengine.regions import load_areas, load_region, points_inside, rasterise
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
+from wsiengine.slides.reading import plausible
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.detect import least_overlap_px
@@ -344,7 +345,7 @@ def _tissue(subject: Subject) -> TissueMask:
     info, lattice = subject.slide.info, subject.grid.lattice
     if subject.tissue_polygons is not None:
         return TissueMask.from_polygons(subject.tissue_polygons, info.size_l0, lattice.slide_mpp)
-    picture = subject.card.input.mpp is None  # of anything: no tissue is looked for in it
+    picture = not plausible(subject.card.input.mpp)  # not of a microscope: no tissue is looked for in it
     if str(subject.request.tissue) == "none" or (picture and str(subject.request.tissue) == "auto"):
         return TissueMask.everywhere(info.size_l0, lattice.slide_mpp)
     return find_tissue(subject.slide)
