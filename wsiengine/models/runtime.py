@@ -331,14 +331,15 @@ def shared_runtime(
 
 def _shared(*arguments: Any) -> Runtime:
     """The one Runtime that all unpickled copies in a process share, and all of its slides."""
+    card, device, threads, size, batched = arguments
+    key = (card.folder, *arguments)  # equal cards may lie in two folders, and one of them may go
     with _sharing:
-        if arguments in _shared_runtimes:
-            check_files(arguments[0])
-            _shared_runtimes.move_to_end(arguments)
-            return _shared_runtimes[arguments]
-        card, device, threads, size, batched = arguments
+        if key in _shared_runtimes:
+            check_files(card)
+            _shared_runtimes.move_to_end(key)
+            return _shared_runtimes[key]
         made = Runtime(card, device=device, threads=threads, batch_size=size, batched=batched)
-        _shared_runtimes[arguments] = made
+        _shared_runtimes[key] = made
         while len(_shared_runtimes) > _KEPT:
             _shared_runtimes.popitem(last=False)
         return made
