@@ -154,9 +154,15 @@ def test_a_costly_layer_stays_float32(tmp_path):
         bias[0] = -1e4  # dark for ever
         weight[:, 0] = 60 * weight.abs().max()
     assert made_of.spare(tiles(3, 2)) == [index]
-    stored = {w.name for w in write_int8(made_of).graph.initializer}
+    model = write_int8(made_of)
+    stored = {w.name for w in model.graph.initializer}
     assert f"w{index}" in stored
     assert f"w{index}.int" not in stored
+    onnx.save(model, tmp_path / "int8.onnx")
+    with torch.inference_mode():
+        whole, simulated = made_of.network(tiles(9)), made_of.network(tiles(9), made_of.tap)
+    found = session(tmp_path / "int8.onnx").run(["cam"], {"tiles": tiles(9).numpy()})[0]
+    np.testing.assert_allclose(found, simulated["cam"].numpy(), atol=0.05 * float(np.ptp(whole["cam"].numpy())))
 
 
 def test_ranges_hold_zero_and_leave_out_stray_values():

@@ -49,7 +49,7 @@ class _Writer:
         if index in self._rounded.layout.convolutions:
             inputs = [inputs[0], *self._rounded_weights(index, node)]
         elif f"weight_{index}" in dict(self._rounded.network.named_parameters()):
-            inputs = [inputs[0], *self._trained_weights(index, node)]
+            inputs = [inputs[0], *self._trained_weights(index)]
         if node.op_type in ACTIVATIONS and self._carried_out(node):
             self._nodes[-1].output[0] = node.output[0] if inputs[0] == self._nodes[-1].output[0] else inputs[0]
             made = self._nodes[-1].output[0]
@@ -58,7 +58,9 @@ class _Writer:
             copy.CopyFrom(node)
             copy.input[:] = inputs
             self._nodes.append(copy)
-            made = copy.output[0]
+            if node.op_type == "Conv" and index not in self._rounded.layout.convolutions:
+                self._shield(copy)
+            made = node.output[0]
         if node.output[0] in self._rounded.layout.values:
             self._pair(node.output[0], made)
 
@@ -113,10 +115,20 @@ class _Writer:
             out.append(name)
         return out
 
-    def _trained_weights(self, index: int, node: onnx.NodeProto) -> list[str]:
-        weight, bias = self._rounded.network.convolution(index)
-        named = ((f"w{index}", weight), (f"b{index}", bias))
+    def _trained_weights(self, index: int) -> list[str]:
+        """Weights as they are."""
+        named = zip((f"w{index}", f"b{index}"), self._rounded.network.convolution(index), strict=True)
         return [self._constant(name, value.detach().numpy()) for name, value in named]
+
+    def _shield(self, conv: onnx.NodeProto) -> None:
+        """A maximum that changes nothing, after a plain convolution: right before integers ONNX Runtime rounds its
+        weights to 8 bits by itself (seen with 1.31)."""
+        after = [n for n in self._source.node if conv.output[0] in n.input and n.op_type in ACTIVATIONS]
+        if {conv.output[0], *(n.output[0] for n in after)} & self._rounded.layout.values:
+            name = conv.output[0]
+            conv.output[0] = f"{name}.plain"
+            least = self._constant("least", np.float32(np.finfo(np.float32).min))
+            self._nodes.append(helper.make_node("Max", [conv.output[0], least], [name]))
 
     def _constant(self, name: str, value: Any) -> str:
         self._weights[name] = numpy_helper.from_array(np.asarray(value), name)
