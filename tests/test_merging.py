@@ -13,7 +13,7 @@ from wsiengine.grid import TileGrid
 from wsiengine.merging import merge
 from wsiengine.models.card import Card, parse_card
 from wsiengine.models.detection import Merge
-from wsiengine.objects import Objects, joined, objects_from_bytes
+from wsiengine.objects import LEFT, RIGHT, Objects, joined, objects_from_bytes
 from wsiengine.tasks.detect import tile_view
 
 CELL = 8
@@ -180,6 +180,26 @@ def test_soft_suppression_lowers_neighbours_and_drops_other_views() -> None:
     overlap = 10 / 30
     assert merged.boxes.tolist() == crowd[:2]
     assert merged.scores.tolist() == pytest.approx([0.9, 0.8 * np.exp(-(overlap**2) / 0.5)], rel=1e-6)
+
+
+def test_a_weak_view_does_not_take_the_pieces_of_a_sure_object() -> None:
+    grid = grid_of(96, 40)  # tiles at x 0, 56, 112
+    somewhere = [[60, 66, 80, 80]] * 3
+    for weak in ([10, 60, 60, 95], [20, 60, 30, 70]):  # as large as a piece; a speck inside one
+        views = objects_at(somewhere, [0.95, 0.06, 0.95], [0, 1, 1], grid)
+        boxes = np.array([[10, 20, 60, 96], weak, [10, 56, 60, 150]], float)
+        views = replace(views, boxes=boxes, cut=np.array([RIGHT, 0, LEFT], np.uint8))
+        merged = merge(views, card(overlap="ios").detection, grid)
+        assert merged.boxes.tolist() == [[10, 20, 60, 150]]
+        assert merged.scores.tolist() == [np.float32(0.95)]
+
+
+def test_a_piece_goes_where_the_view_that_explains_it_went() -> None:
+    grid = grid_of(96, 40)
+    views = objects_at([[60, 66, 80, 80]] * 3, [0.7, 0.9, 0.8], [0, 1, 1], grid)
+    boxes = np.array([[10, 46, 30, 64], [10, 34, 30, 60], [10, 40, 30, 68]], float)
+    merged = merge(replace(views, boxes=boxes, cut=np.array([RIGHT, 0, 0], np.uint8)), card().detection, grid)
+    assert merged.boxes.tolist() == [[10, 34, 30, 60]]
 
 
 def test_what_one_tile_meant_may_stay() -> None:

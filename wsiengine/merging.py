@@ -1,9 +1,10 @@
 """Several views of one object become one: the single global pass over all candidates of a slide.
 
 Tiles overlap, so most objects are found more than once. Those that were seen whole are merged by the card's rule. What
-a tile's border cut is compared where both tiles look (:mod:`wsikernels.pairs`): it goes where a whole view covers it;
-pieces that no whole view explains belong to objects larger than the overlap, and those that agree are united. A united
-outline is complete where pieces go on beyond each other's borders; a united box stays marked as ``cut``.
+a tile's border cut is compared where both tiles look (:mod:`wsikernels.pairs`): it goes where a whole view covers it,
+unless that view is so much weaker that it would not be shown; then the view goes. Pieces that no whole view explains
+belong to objects larger than the overlap, and those that agree are united. A united outline is complete where pieces go
+on beyond each other's borders; a united box stays marked as ``cut``.
 
 The result depends on the candidates alone: they come in canonical order, by tile and then by rank within it.
 """
@@ -37,7 +38,7 @@ def merge(candidates: Objects, rule: Detection, grid: TileGrid) -> Objects:
         return candidates
     tiles = _tile_boxes(candidates.tiles, grid)
     pairs, overlaps = _pairs(candidates, tiles, rule.merge)
-    owners, scores = _owners(candidates, pairs, overlaps, rule.merge)
+    owners, scores = _owners(candidates, pairs, overlaps, rule)
     candidates = replace(candidates, scores=scores.astype(np.float32))
     whole_groups = rule.merge.method == "union"
     groups = _groups(candidates, owners, pairs[overlaps > rule.merge.above], whole_groups)
@@ -69,10 +70,12 @@ def _pairs(candidates: Objects, tiles: np.ndarray, rule: Merge) -> tuple[np.ndar
     return pairs[used], overlaps[used]
 
 
-def _owners(candidates: Objects, pairs: np.ndarray, overlaps: np.ndarray, rule: Merge) -> tuple[np.ndarray, np.ndarray]:
+def _owners(
+    candidates: Objects, pairs: np.ndarray, overlaps: np.ndarray, detection: Detection
+) -> tuple[np.ndarray, np.ndarray]:
     """For each candidate the one that it goes to (itself where it stays), and the scores, as soft_nms leaves them."""
-    count = len(candidates)
-    owners, scores = np.arange(count), candidates.scores.astype(np.float64)
+    rule = detection.merge
+    owners, scores = np.arange(len(candidates)), candidates.scores.astype(np.float64)
     cut = candidates.cut[pairs] > 0
     clear = overlaps > rule.above
     both_whole = ~cut.any(axis=1)
@@ -85,9 +88,34 @@ def _owners(candidates: Objects, pairs: np.ndarray, overlaps: np.ndarray, rule: 
         scores, owners = softened
     mixed = np.flatnonzero((cut.sum(axis=1) == 1) & clear)
     whole, piece = np.where(cut[mixed, 0], pairs[mixed, 1], pairs[mixed, 0]), pairs[mixed][cut[mixed]]
-    stays = owners[whole] == whole
-    owners[piece[stays]] = whole[stays]
-    return owners, scores
+    return _with_pieces(candidates, owners, (scores, detection), (whole, piece, overlaps[mixed])), scores
+
+
+def _with_pieces(
+    candidates: Objects,
+    owners: np.ndarray,
+    strength: tuple[np.ndarray, Detection],
+    mixed: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Owners, with each piece at the view that best explains it, and hopeless views at the piece they contradict."""
+    (scores, detection), (whole, piece, overlaps) = strength, mixed
+    hopeless = scores[whole] < np.minimum(detection.show_score, scores[piece] / 2)
+    covered = _coverage(candidates.boxes[whole], candidates.boxes[piece]) > detection.merge.above
+    for way, a, b in ((covered & ~hopeless, piece, whole), (hopeless, whole, piece)):
+        order = np.lexsort((overlaps[way], owners[b[way]] == b[way]))  # of several, the last assigned counts
+        still = owners[a[way]] == a[way]
+        order = order[still[order]]
+        owners[a[way][order]] = owners[b[way][order]]
+    while (owners[owners] != owners).any():  # who went to one that went, goes on with it
+        owners = owners[owners]
+    return owners
+
+
+def _coverage(boxes: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """(n,) float64: the share of each part that its box covers."""
+    corner = np.maximum(boxes[:, :2], parts[:, :2])
+    end = np.minimum(boxes[:, 2:], parts[:, 2:])
+    return np.maximum(end - corner, 0).prod(axis=1) / np.maximum((parts[:, 2:] - parts[:, :2]).prod(axis=1), 1e-9)
 
 
 def _groups(candidates: Objects, owners: np.ndarray, pairs: np.ndarray, whole_too: bool) -> np.ndarray:
