@@ -1,0 +1,47 @@
+"""crc5 in int8, as bundled: what its card says of it, on held-out tissue, and on every kind of processor."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.data import data_dir
+from wsiengine.evaluating import score_images
+from wsiengine.models.registry import load_model
+from wsiengine.models.session import open_runtime
+from wsiengine.training.data import CLASSES, read_fields
+from wsiengine.training.precisions import answers
+
+
+@pytest.fixture(scope="module")
+def card():
+    return load_model("crc5")
+
+
+def test_the_card_says_what_it_costs(card):
+    found = card.variants["int8"]
+    assert found.agreement >= 0.95
+    assert found.loss_points <= 2
+    assert found.facts["tiles"] > 1000
+    assert found.facts["cases"] > 100
+    assert card.at("int8").model_path.stat().st_size < 3e6
+
+
+def test_no_processor_can_overflow(card):
+    model = onnx.load(card.at("int8").model_path)
+    stored = [numpy_helper.to_array(w) for w in model.graph.initializer]
+    weights = [w for w in stored if w.dtype == np.int8 and w.ndim == 4]
+    assert len(weights) >= 45
+    assert 2 * 255 * max(int(np.abs(w.astype(int)).max()) for w in weights) < 2**15
+
+
+def test_a_sample_of_held_out_tissue_agrees(card):
+    fields = [f for f in read_fields(data_dir()) if f.fold == 0 and f.label in CLASSES][::8]
+    below = card.uncertain.below
+    whole, other = (
+        answers(score_images(card, fields, open_runtime(card, kind, device="cpu")), below) for kind in ("fp32", "int8")
+    )
+    assert len(whole) > 100
+    same = float((whole == other).mean())
+    assert same >= 0.92  # of a sample; the card has all of fold 0
+    assert not np.array_equal(whole, np.full_like(whole, whole[0]))
