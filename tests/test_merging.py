@@ -186,9 +186,9 @@ def test_a_weak_view_does_not_take_the_pieces_of_a_sure_object() -> None:
     grid = grid_of(96, 40)  # tiles at x 0, 56, 112
     somewhere = [[60, 66, 80, 80]] * 3
     for weak in ([10, 60, 60, 95], [20, 60, 30, 70]):  # as large as a piece; a speck inside one
-        views = objects_at(somewhere, [0.95, 0.06, 0.95], [0, 1, 1], grid)
-        boxes = np.array([[10, 20, 60, 96], weak, [10, 56, 60, 150]], float)
-        views = replace(views, boxes=boxes, cut=np.array([RIGHT, 0, LEFT], np.uint8))
+        views = objects_at(somewhere, [0.95, 0.95, 0.06], [0, 1, 1], grid)
+        boxes = np.array([[10, 20, 60, 96], [10, 56, 60, 150], weak], float)
+        views = replace(views, boxes=boxes, cut=np.array([RIGHT, LEFT, 0], np.uint8))
         merged = merge(views, card(overlap="ios").detection, grid)
         assert merged.boxes.tolist() == [[10, 20, 60, 150]]
         assert merged.scores.tolist() == [np.float32(0.95)]
