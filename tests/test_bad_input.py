@@ -128,10 +128,10 @@ def test_the_adversarial_files_taken_whole(name: str, tmp_path: Path, capsys: py
     assert "unexpected" not in err
 
 
-def test_all_adversarial_files_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_adversarial_files_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = slide_path("adversarial")
     assert main(["infer", str(folder), "-m", "planted", "-o", str(tmp_path / "out")]) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert f"0 of {len(ADVERSARIAL)} slides finished" in out
     assert err.count("error    ") == err.count("try      ") == len(ADVERSARIAL)
     assert not list((tmp_path / "out").rglob("run.json"))
