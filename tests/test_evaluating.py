@@ -105,3 +105,5 @@ def test_tiles_without_epithelium_do_not_vote_unless_nothing_else_is_there() -> 
 def test_an_unsure_answer_is_no_answer() -> None:
     found = report(_rows(), ["Low", "High"], below=0.6)
     assert found["image"]["no_answer"] == 1.0
+    assert found["image"]["balanced_accuracy"]["value"] == 0.0
+    assert found["image"]["balanced_accuracy_likeliest"] == 1.0

@@ -153,6 +153,9 @@ def join(rows: Rows, by: str, rule: str) -> Rows:
 def report(rows: Rows, classes: Sequence[str], rule: str = "average", below: float = 0.0) -> dict[str, Any]:
     """Figures by tile, image and case, as JSON.
 
+    Where the model gives no answer (uncertain, no epithelium) it is wrong; ``balanced_accuracy_likeliest`` is what it
+    would be if its likeliest class were taken there too.
+
     Args:
         rows: Tiles.
         classes: The model's asserted classes.
@@ -190,6 +193,7 @@ def _figures(rows: Rows, classes: Sequence[str], below: float) -> dict[str, Any]
             "high": _number(interval.high),
         },
         "accuracy": _number(float((predicted == rows.true).mean())),
+        "balanced_accuracy_likeliest": _number(balanced_accuracy(confusion(rows.true, best, len(classes)))),
         "no_answer": _number(float((predicted == len(classes)).mean())),
         "confusion": counts.tolist(),
         "per_class": {
@@ -233,8 +237,9 @@ def table_lines(found: Mapping[str, Any]) -> list[str]:
         balanced = part["balanced_accuracy"]
         lines.append(
             f"{level:<6} balanced accuracy {_words(balanced['value'])} (95 % from {_words(balanced['low'])} to "
-            f"{_words(balanced['high'])}) · {part['n']:,} {level}s of {part['cases']:,} cases · "
-            f"no answer {100 * part['no_answer']:.1f} % · ECE {_words(part['calibration_error'])} · "
+            f"{_words(balanced['high'])}) · {part['n']:,} {'labels' if level == 'case' else level + 's'} of {part['cases']:,} cases · "
+            f"no answer {100 * part['no_answer']:.1f} %, counted as wrong (with the likeliest class instead: "
+            f"{_words(part['balanced_accuracy_likeliest'])}) · ECE {_words(part['calibration_error'])} · "
             f"mAP {_words(part['mean_average_precision'])}"
         )
         lines.append(f"       {'class':<24}{'n':>6}  recall  precision  specificity  NPV    F1     AUROC  AP")
