@@ -235,9 +235,10 @@ def table_lines(found: Mapping[str, Any]) -> list[str]:
     for level in LEVELS:
         part = found[level]
         balanced = part["balanced_accuracy"]
+        rows = "labels" if level == "case" else f"{level}s"  # a case with images of two classes has two
         lines.append(
             f"{level:<6} balanced accuracy {_words(balanced['value'])} (95 % from {_words(balanced['low'])} to "
-            f"{_words(balanced['high'])}) · {part['n']:,} {'labels' if level == 'case' else level + 's'} of {part['cases']:,} cases · "
+            f"{_words(balanced['high'])}) · {part['n']:,} {rows} of {part['cases']:,} cases · "
             f"no answer {100 * part['no_answer']:.1f} %, counted as wrong (with the likeliest class instead: "
             f"{_words(part['balanced_accuracy_likeliest'])}) · ECE {_words(part['calibration_error'])} · "
             f"mAP {_words(part['mean_average_precision'])}"
