@@ -93,9 +93,7 @@ def write_store(
     _write_array(folder, "analysed", analysed.astype(np.uint8), 0)
 
 
-def write_evidence(
-    path: Path, values: np.ndarray, place: tuple[Lattice, float], attributes: Mapping[str, Any]
-) -> None:
+def write_evidence(path: Path, values: np.ndarray, place: tuple[Lattice, float], attributes: Mapping[str, Any]) -> None:
     """Write a map of logits as OME-Zarr of one channel.
 
     Args:
