@@ -108,7 +108,9 @@ def tell(name: str, run: dict[str, Any], floor: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cuda:0,1, tensorrt, cpu")
+    parser.add_argument(
+        "--device", help="cuda (the default), cuda:1, cuda:0,1, tensorrt, cpu, auto (the default with --quick)"
+    )
     parser.add_argument("--models", default=",".join(NAMES), help="some of: " + ", ".join(NAMES))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small slide and short loops")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
+    options.device = options.device or ("auto" if options.quick else "cuda")
     if options.quick:
         options.gpx, options.seconds, options.batch_size = min(options.gpx, 0.02), 0.5, min(options.batch_size, 4)
     rows = {}
