@@ -64,8 +64,8 @@ def bare(model: Path, device: str, batch_size: int, seconds: float) -> float:
     from wsiengine.models.runtime import Runtime
 
     runtime = Runtime(load_model(str(model)), device=device, batch_size=batch_size, batched=True)
-    kind, _, index = device.partition(":")
-    place = ("cpu", 0) if kind == "cpu" else ("cuda", int(index.split(",")[0] or 0))
+    index = device.partition(":")[2]
+    place = ("cpu", 0) if runtime.provider.startswith("CPU") else ("cuda", int(index.split(",")[0] or 0))
     pixels = np.random.default_rng(0).integers(0, 256, runtime._batch().shape, np.uint8)
     binding = runtime._session.io_binding()
     binding.bind_ortvalue_input(runtime._input, onnxruntime.OrtValue.ortvalue_from_numpy(pixels, *place))
