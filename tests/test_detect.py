@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.qupath_rules import check
 from wsiengine.errors import PlanError, WsiError
 from wsiengine.geometry import Box, Size
 from wsiengine.inference import Outputs, infer
+from wsiengine.tasks.detection import Detection
 
 SIZE = Size(347, 421)  # not multiples of the tile, of its stride, or of a block
 STRIDE = 40  # of tiles of 64 px that overlap by 24: 20 px of the largest mark, its border, a cell
@@ -133,6 +135,36 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(slide: Path, tmp_path: Pat
     assert found(result) == expected
     whole, again = bytes_of(tmp_path / "whole"), bytes_of(out)
     assert whole == again
+
+
+def test_what_could_not_be_read_is_no_tissue_without_objects(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells under no tile that ran: 0 in the map, NaN in the density, and not in the area."""
+    build(tmp_path / "m", Planted())
+    whole = run(slide, tmp_path / "m", tmp_path / "whole").summary
+    original = Detection.score
+
+    def damaged(self: Detection, job: Any, block: Any, view: Any) -> Any:
+        places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
+        return original(self, job, block, replace(view, bad=(places[:, 0] < 5) & (places[:, 1] < 6)))
+
+    monkeypatch.setattr(Detection, "score", damaged)
+    result = run(slide, tmp_path / "m", tmp_path / "out", block_tiles=2)
+    assert result.summary["unreadable_tiles"] == 30
+    coded = result.probability.compute()
+    zero = (coded == 0).all(axis=2)
+    plan = wsiengine.plan(slide, str(tmp_path / "m"), tissue="none", device="cpu", block_tiles=3)
+    stride, cell = plan.grid.stride_px, plan.lattice.cell_px
+    gap = np.zeros(zero.shape, bool)
+    gap[: 5 * stride // cell, : 6 * stride // cell] = True  # what no other tile covers
+    np.testing.assert_array_equal(zero, gap)
+    lost = whole["analysed_mm2"] - result.summary["analysed_mm2"]
+    assert lost == pytest.approx(30 * stride**2 / 1e6, rel=0.01)
+    density = zarr.open_group(str(tmp_path / "out" / "objects.zarr"), mode="r")["density"][...]
+    assert np.isnan(density[:, 0, 0]).all()
+    assert not np.isnan(density[:, -1, -1]).any()
+    np.testing.assert_array_equal(plan.to_dask().compute(), coded)
 
 
 def test_the_lazy_map_is_the_map(slide: Path, tmp_path: Path) -> None:

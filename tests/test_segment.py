@@ -348,7 +348,8 @@ def test_damage_leaves_a_gap_and_is_told(blurred: Card, tmp_path: Path, monkeypa
         places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
         return original(self, job, block, replace(view, bad=(places == (2, 3)).all(axis=1)))
 
-    whole = _run(_position_slide(), blurred, tmp_path / "whole").probability.compute()
+    before = _run(_position_slide(), blurred, tmp_path / "whole")
+    whole = before.probability.compute()
     monkeypatch.setattr(Segmentation, "score", damaged)
     result = _run(_position_slide(), blurred, tmp_path / "out", block_tiles=2)
     assert result.summary["unreadable_tiles"] == 1
@@ -357,6 +358,9 @@ def test_damage_leaves_a_gap_and_is_told(blurred: Card, tmp_path: Path, monkeypa
     gap = np.zeros(found.shape[:2], bool)
     gap[22 + 5 : 22 + 11, 33 + 5 : 33 + 11] = True  # what no other tile covers: tiles of 16 cells every 11
     np.testing.assert_array_equal(found[..., 0] == 0, gap)
+    share = gap.sum() / (whole[..., 0] > 0).sum()
+    assert result.summary["analysed_mm2"] == pytest.approx(before.summary["analysed_mm2"] * (1 - share), rel=0.01)
+    assert result.summary["analysed_mm2"] < before.summary["analysed_mm2"]
     far = np.s_[:20]
     np.testing.assert_array_equal(found[far], whole[far])
 

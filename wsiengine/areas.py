@@ -9,10 +9,15 @@ if TYPE_CHECKING:
     from wsiengine.truth import Truth
 
 
+def analysed(truth: "Truth") -> np.ndarray:
+    """(rows, cols) bool: cells that were to be analysed and lie under a tile that could be."""
+    return truth.analysed & truth.grid.covered_by(truth.ran)
+
+
 def analysed_mm2(truth: "Truth") -> float:
     """Area of the analysed cells that a tile covered; cells overhang the slide and a region, which does not count."""
     lattice = truth.grid.lattice
-    covered = truth.analysed & truth.grid.covered_by(truth.ran)
+    covered = analysed(truth)
     rows, cols = (np.asarray(part) for part in lattice.inside())
     if truth.region_wkt is None:
         return float(rows @ covered.astype(np.float64) @ cols) * lattice.cell_um2 / 1e6

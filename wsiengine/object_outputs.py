@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import shapely
 
+from wsiengine.areas import analysed
 from wsiengine.classes import Colour
 from wsiengine.finishing import Finish
 from wsiengine.geometry import Lattice
@@ -245,7 +246,7 @@ def count_objects(truth: "Truth", shown: ObjectAnnotations) -> dict[str, Any]:
     lattice = truth.grid.lattice
     unit = lattice.slide_mpp.pixel_um2 / 1e6 if shown.calibrated else 1e-6
     per = "per_mm2" if shown.calibrated else "per_mpx"
-    tissue = shapely.union_all(to_level0(trace(truth.analysed.view(np.uint8)).polygons, lattice.l0_per_cell))
+    tissue = shapely.union_all(to_level0(trace(analysed(truth).view(np.uint8)).polygons, lattice.l0_per_cell))
     tissue = shapely.intersection(tissue, shapely.box(0, 0, lattice.slide_l0.width, lattice.slide_l0.height))
     if truth.region_wkt:
         tissue = shapely.intersection(tissue, shapely.from_wkt(truth.region_wkt))
@@ -354,11 +355,11 @@ def density_map(truth: "Truth", shown: ObjectAnnotations) -> tuple[np.ndarray, i
     rows, cols = (-(-n // side) for n in truth.analysed.shape)
     inside_y, inside_x = (np.asarray(line) for line in lattice.inside())
     area = np.zeros((rows * side, cols * side))
-    area[: truth.analysed.shape[0], : truth.analysed.shape[1]] = truth.analysed * inside_y[:, None] * inside_x
+    area[: truth.analysed.shape[0], : truth.analysed.shape[1]] = analysed(truth) * inside_y[:, None] * inside_x
     unit = lattice.cell_um2 / 1e6
-    analysed = area.reshape(rows, side, cols, side).sum(axis=(1, 3)) * unit
+    seen = area.reshape(rows, side, cols, side).sum(axis=(1, 3)) * unit
     counts = np.zeros((len(shown.layout.object_classes), rows, cols))
     square = np.floor(shown.objects.centres / (lattice.cell_px * side)).astype(np.int64)
     np.add.at(counts, (shown.kinds, np.minimum(square[:, 0], rows - 1), np.minimum(square[:, 1], cols - 1)), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(analysed > 0, counts / analysed, np.nan).astype(np.float32), side
+        return np.where(seen > 0, counts / seen, np.nan).astype(np.float32), side

@@ -73,7 +73,8 @@ class CandidatesSoFar:
         self._parts = []
         found = found.take(np.argsort(found.tiles, kind="stable"))  # each tile's come from one block, best first
         cells = Box.of(plan.lattice.extent_cells)
-        coded = cover(found, len(plan.layout.channels), plan.analysed, cells, plan.lattice.cell_px)
+        analysed = plan.analysed & plan.grid.covered_by(self.ran)
+        coded = cover(found, len(plan.layout.channels), analysed, cells, plan.lattice.cell_px)
         merged = merge(found, plan.card.detection, plan.grid)
         return {
             "map": coded,
@@ -153,7 +154,9 @@ class Detection:
         self, layout: MapLayout, grid: TileGrid, analysed: np.ndarray, cells: Box, results: list[Packed]
     ) -> np.ndarray:
         found = joined([unpack(result.payload)[1] for result in results])
-        return cover(found, len(layout.channels), analysed, cells, grid.lattice.cell_px)
+        return cover(
+            found, len(layout.channels), analysed & _covered(results, grid, cells), cells, grid.lattice.cell_px
+        )
 
     def map(self, truth: "Truth") -> np.ndarray:
         return truth.arrays["map"]
@@ -178,6 +181,18 @@ class Detection:
             raise TypeError("the objects of a detector come from its own annotate")
         write_table(truth, annotations, folder / "objects.zarr")
         return ["objects.zarr"]
+
+
+def _covered(results: Sequence[Packed], grid: TileGrid, cells: Box) -> np.ndarray:
+    """(cells.height, cells.width) bool: cells under a tile that ran."""
+    seen = np.zeros(cells.shape, bool)
+    for result in results:
+        for i, j in (np.argwhere(result.ran) + (result.tiles.y0, result.tiles.x0)).tolist():
+            (y0, y1), (x0, x1) = grid.rows.cells(i, i + 1), grid.cols.cells(j, j + 1)
+            under = Box(y0, x0, y1, x1).intersect(cells)
+            if under:
+                seen[under.relative_to(cells).slices] = True
+    return seen
 
 
 def _found(job: "Job", arrays: Mapping[str, np.ndarray], tile: TileView) -> tuple[Objects, int]:

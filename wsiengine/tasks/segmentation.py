@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from wsiengine.areas import analysed_mm2
 from wsiengine.errors import ScoreError
 from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import Axis, Block, TileGrid
@@ -174,10 +175,9 @@ class Segmentation:
             name = annotation.class_name or ""
             area[name] += annotation.geometry.area * lattice.slide_mpp.pixel_um2 / 1e6
             count[name] += 1
-        rows, cols = (np.asarray(line) for line in lattice.inside())
         return {
             "area_mm2": {name: round(mm2, 6) for name, mm2 in area.items() if count[name]},
-            "analysed_mm2": round(float(rows @ truth.analysed @ cols) * lattice.cell_um2 / 1e6, 6),
+            "analysed_mm2": round(analysed_mm2(truth), 6),
             "regions": len(annotations),
             "objects": {name: n for name, n in count.items() if n},
             "tiles": int(np.count_nonzero(truth.ran)),
