@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST_OBJECTS = 5_000_000  # of one slide, before they are merged
 _BYTES_PER_CANDIDATE = 400  # its columns and mask, twice while they are merged, and the pairs that it is part of
-_USUAL_PER_TILE = 100
+_USUAL_PER_TILE = 100  # at least planned for, and a quarter of what the card allows, which a dense tissue comes near
 _LEFT_OUT = struct.Struct("<I")
 _OBJECT = "object_"  # before the columns' names, among the arrays of the truth
 
@@ -140,7 +140,8 @@ class Detection:
 
     def memory(self, plan: "Plan") -> int:
         """The map, and candidates as many as a tissue of small cells has."""
-        count = min(MOST_OBJECTS, int(plan.wanted.sum()) * _USUAL_PER_TILE)
+        allowed = plan.card.detection.per_tile if plan.card.detection else _USUAL_PER_TILE
+        count = min(MOST_OBJECTS, int(plan.wanted.sum()) * min(allowed, max(_USUAL_PER_TILE, allowed // 4)))
         return plan.analysed.size * (3 * len(plan.layout.channels) + 16) + count * _BYTES_PER_CANDIDATE
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
