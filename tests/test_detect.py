@@ -14,6 +14,7 @@ import wsiengine
 from tests.models.detectors import Planted, build, build_dots, paint
 from tests.planted_slides import write
 from tests.qupath_rules import check
+from wsiengine.cli import main
 from wsiengine.errors import PlanError, WsiError
 from wsiengine.geometry import Box, Size
 from wsiengine.inference import Outputs, infer
@@ -364,3 +365,24 @@ def test_more_than_a_slide_may_have(slide: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(WsiError, match="more than 10 candidates"):
         run(slide, tmp_path / "m", tmp_path / "out", threads=1, block_tiles=1)
     assert (tmp_path / "out" / ".work" / "journal").exists()
+
+
+def test_memory_is_planned_for_as_many_objects_as_the_card_allows(slide: Path, tmp_path: Path) -> None:
+    planned = []
+    for per_tile in (50, 400, 2000):
+        build(tmp_path / f"m{per_tile}", Planted(), per_tile=per_tile)
+        plan = wsiengine.plan(slide, str(tmp_path / f"m{per_tile}"), tissue="none", device="cpu")
+        planned.append(plan.task.memory(plan))
+    tiles = int(plan.wanted.sum())
+    assert planned[1] - planned[0] == tiles * 50 * 400
+    assert planned[2] - planned[1] == tiles * 400 * 400
+
+
+def test_smoothing_is_refused(slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(tmp_path / "m", Planted())
+    with pytest.raises(PlanError, match="Smoothing is for maps"):
+        run(slide, tmp_path / "m", tmp_path / "out", outputs=Outputs(smoothing_um=5.0))
+    run(slide, tmp_path / "m", tmp_path / "out")
+    assert main(["export", str(tmp_path / "out"), "--smoothing", "5", "-o", str(tmp_path / "a.csv")])
+    assert main(["export", str(tmp_path / "out"), "-o", str(tmp_path / "b.csv"), "--format", "csv"]) == 0
+    assert "smoothing 0" not in capsys.readouterr().out

@@ -63,6 +63,10 @@ def refuse_unfit(finish: Finish, task: str, layout: MapLayout) -> None:
         raise PlanError(
             "Only classifiers have tile objects: this model's results are no tiles.", hint="leave --tiles out."
         )
+    if finish.smoothing_um and task == "detect":
+        raise PlanError(
+            "Smoothing is for maps: a detector's objects are not drawn from one.", hint="leave --smoothing out."
+        )
     if not finish.classes:
         return
     names = [name for name, _ in getattr(layout, "object_classes", ())]

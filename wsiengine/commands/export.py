@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"summary": summary, "files": [str(p) for p in written]}, ensure_ascii=False))
         return 0
-    print(f"{'drawn':<9}threshold {finish.threshold:g} · smoothing {finish.smoothing_um:g} µm")
+    smoothing = "" if truth.task.name == "detect" else f" · smoothing {finish.smoothing_um:g} µm"
+    print(f"{'drawn':<9}threshold {finish.threshold:g}{smoothing}")
     print(f"{'result':<9}{summary_words(summary)}")
     for area in area_lines(summary):
         print(f"{'area':<9}{area}")
