@@ -48,6 +48,23 @@ def test_folders_are_classes_and_their_folders_cases(tmp_path):
     assert read_labels(tmp_path, mpp=0.5) == fields
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "no column file and class"),
+        ("file,class\na.png,Gut\u00e9\n".encode("latin-1"), "cannot be read as a table"),
+        (b"file,class\na.png\n", "a.png has no class"),
+        (b"file,class,fold,mpp\na.png,Benign,5,1\n", "is in fold 5"),
+        (b"file,class,fold,mpp\na.png,Benign,-2,1\n", "is in fold -2"),
+    ],
+)
+def test_tables_that_programs_and_hands_spoil_are_refused(tmp_path, content, says):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(WsiError, match=says):
+        read_labels(tmp_path, mpp=1.0)
+
+
 def test_splits_spread_every_class(tmp_path):
     one = read_labels(write_folders(tmp_path), mpp=0.5)[0]
     fields = [

@@ -136,7 +136,7 @@ def claim(out: Path, recipe: Recipe) -> None:
     said = json.dumps(asdict(recipe), indent=1)
     file = out / "recipe.json"
     if file.exists() and Recipe.read(file) != recipe:
-        raise OutputConflict(f"{out} holds the training of another recipe", hint="choose another --out, or delete it")
+        raise OutputConflict(f"{out} holds the training of another recipe", hint="choose another folder, or delete it")
     file.write_text(said)
 
 

@@ -8,7 +8,6 @@ A tile belongs to a class if at least half of it is tissue inside annotations of
 0.3, which is 46 % overlap (Kim et al. 2021); as many tiles again are cut at random places.
 """
 
-import csv
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from wsiengine.slides import open_slide
 from wsiengine.slides.reading import require_mpp
 from wsiengine.tissue import find_tissue
 from wsiengine.training.data import Field
-from wsiengine.training.tables import ALIASES, NO_FOLD, Labels, check_folds, split_by_case
+from wsiengine.training.tables import FOLDS, NO_FOLD, Labels, check_folds, read_table, split_by_case
 
 TABLE = "slides.csv"
 CELL_PX = 32
@@ -98,15 +97,8 @@ def _pairs(data: Path) -> Iterator[SlideLabels]:
 
 
 def _rows_of_table(table: Path) -> list[SlideLabels]:
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        rows = [{ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
-    missing = {"slide", "annotations"} - {ALIASES.get(name, name) for name in reader.fieldnames or ()}
-    if missing or not rows:
-        what = f"no column {' and '.join(sorted(missing))}" if missing else "no rows"
-        raise WsiError(f"{table} has {what}", hint="it needs the columns slide and annotations, one row per slide")
     found = []
-    for row in rows:
+    for row in read_table(table, ("slide", "annotations"), "slide"):
         for column in ("slide", "annotations"):
             if not (table.parent / row[column]).is_file():
                 raise WsiError(f"{table} names {row[column]}, which is not there", hint="correct the row")
@@ -115,6 +107,8 @@ def _rows_of_table(table: Path) -> list[SlideLabels]:
             mpp = float(row["mpp"]) if row.get("mpp") else None
         except ValueError as error:
             raise WsiError(f"{table}: {row['slide']}: {error}", hint="mpp and fold are numbers") from error
+        if fold not in range(NO_FOLD, FOLDS):
+            raise WsiError(f"{table}: {row['slide']} is in fold {fold}", hint="folds are 0 to 4")
         case = row.get("case") or Path(row["slide"]).stem
         found.append(SlideLabels(table.parent / row["slide"], table.parent / row["annotations"], case, fold, mpp))
     return found

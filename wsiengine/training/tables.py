@@ -95,7 +95,7 @@ def read_labels(data: Path, *, merge: Mapping[str, str] | None = None, mpp: floa
             f"there is no folder {data}", hint="give the folder that holds labels.csv, or one folder per class"
         )
     table = data / "labels.csv"
-    rows = _rows_of_table(table) if table.is_file() else _rows_of_folders(data)
+    rows = read_table(table, ("file", "class"), "image") if table.is_file() else _rows_of_folders(data)
     fields = [_field(data, row, merge or {}, mpp) for row in rows]
     check_folds(fields, str(table))
     return split_by_case(fields) if fields[0].fold == NO_FOLD else fields
@@ -120,14 +120,28 @@ def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
     return [replace(f, fold=place[f.case]) for f in fields]
 
 
-def _rows_of_table(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        rows = [{ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
-    missing = {"file", "class"} - {ALIASES.get(name, name) for name in reader.fieldnames or ()}
+def read_table(table: Path, needed: tuple[str, str], unit: str) -> list[dict[str, str]]:
+    """The rows of a CSV file, columns by the names of :data:`ALIASES`; a cell that a row lacks is empty.
+
+    Args:
+        table: The file.
+        needed: The columns without which it means nothing.
+        unit: What a row stands for.
+
+    Raises:
+        WsiError: It is no CSV in UTF-8, has no rows, or a needed column is missing.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines, restval="")
+            names = [ALIASES.get(name, name) for name in reader.fieldnames or ()]
+            rows = [{ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise WsiError(f"{table} cannot be read as a table: {error}", hint="save it as CSV in UTF-8") from error
+    missing = [name for name in needed if name not in names]
     if missing or not rows:
-        what = f"no column {' and '.join(sorted(missing))}" if missing else "no rows"
-        raise WsiError(f"{table} has {what}", hint="it needs the columns file and class, and one row per image")
+        what = f"no column {' and '.join(missing)}" if missing else "no rows"
+        raise WsiError(f"{table} has {what}", hint=f"it needs the columns {' and '.join(needed)}, one row per {unit}")
     return rows
 
 
@@ -155,15 +169,19 @@ def _field(data: Path, row: dict[str, str], merge: Mapping[str, str], mpp: float
     if not image.is_file():
         raise WsiError(f"{data / 'labels.csv'} names {row['file']}, which is not there", hint="correct the row")
     label = row["class"].strip()
+    if not label:
+        raise WsiError(f"{data / 'labels.csv'}: {row['file']} has no class", hint="give it one, or remove the row")
     try:
         said = float(row["mpp"]) if row.get("mpp") else mpp
         fold = int(row["fold"]) if row.get("fold") else NO_FOLD
     except ValueError as error:
         raise WsiError(f"{data / 'labels.csv'}: {row['file']}: {error}", hint="mpp and fold are numbers") from error
+    if fold not in range(NO_FOLD, FOLDS):
+        raise WsiError(f"{data / 'labels.csv'}: {row['file']} is in fold {fold}", hint="folds are 0 to 4")
     if said is None or not 0.05 <= said <= 20:
         raise WsiError(
             f"µm/px of {row['file']} is {'missing' if said is None else said}: needed 0.05 to 20",
-            hint="add a column mpp, or say source_mpp in the recipe",
+            hint="add a column mpp, or say source_mpp in the recipe, or --source-mpp to evaluate and quantise",
         )
     return Field(
         image=image,
