@@ -92,6 +92,20 @@ def test_the_picture_shows_each_stage_where_it_was(tmp_path: Path) -> None:
     assert bar(2, 5.0) == green
 
 
+def test_the_legend_of_many_stages_stays_on_the_page(tmp_path: Path) -> None:
+    stages = ["open", "tissue", "stain fit", "read", "normalise", "model", "journal", "merge", "map", "annotations"]
+    stages += ["overlay", "import dask", "picture (wait)"]
+    spans = [Span("MainThread", stage, 0.7 * k, 0.7 * k + 0.6) for k, stage in enumerate(stages)]
+    draw_profile(Made(spans), tmp_path / "profile.png")
+    rgb = cv2.imread(str(tmp_path / "profile.png"))[..., ::-1]
+    colours = {tuple(rgb[87, 150 + int(84 * k) + 20].tolist()) for k in range(len(stages))}
+    assert len(colours) == len(stages)
+    below = rgb[70 + 34 + 110 + 40 :]
+    for colour in colours:
+        assert (below == colour).all(axis=2).sum() >= 200  # a square of 15 x 15 px, whole
+    assert (rgb[:, -20:] == 255).all()
+
+
 def test_a_run_keeps_its_profile(tmp_path: Path) -> None:
     slide = planted.write(tmp_path / "s.svs", planted.paint(Size(701, 911), [(planted.A, Box(100, 100, 400, 500))]))
     events: list[Event] = []
@@ -99,7 +113,7 @@ def test_a_run_keeps_its_profile(tmp_path: Path) -> None:
     timing = result.run["timing"]
     assert 0 < timing["first_tile_s"] < timing["wall_s"]
     assert 0 < timing["model_busy"] <= 1
-    assert {"open", "tissue", "read", "model", "journal", "map", "overlay"} <= set(timing["stages_s"])
+    assert {"open", "tissue", "read", "model", "journal", "merge", "map", "overlay"} <= set(timing["stages_s"])
     assert (tmp_path / "out" / "profile.png").exists()
     assert "profile.png" in result.run["files"]
     [told] = [event for event in events if event.kind == "profile"]

@@ -242,7 +242,9 @@ def _finish(
     (subject, prepared), (space, outputs), (gathered, picture) = who, where, found
     plan = prepared.plan
     areas = tuple((name, geometry.wkt) for name, geometry in subject.areas)
-    truth = replace(Truth.of(plan, gathered.arrays(), subject.region), areas=areas)
+    with watch.stage("merge"):
+        arrays = gathered.arrays()
+    truth = replace(Truth.of(plan, arrays, subject.region), areas=areas)
     finish = Finish(plan.threshold, **asdict(outputs))
     listener(Event("stage", {"name": "writing map, annotations and overlay"}))
     draft = space.draft()

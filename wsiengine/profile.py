@@ -25,9 +25,12 @@ _COLOURS = {
     "normalise": (204, 121, 167),
     MODEL: (0, 158, 115),
     "journal": (213, 94, 0),
+    "merge": (120, 180, 60),
     "map": (240, 228, 66),
     "annotations": (153, 0, 51),
     "overlay": (90, 90, 160),
+    "import dask": (214, 214, 150),
+    "picture (wait)": (120, 190, 200),
 }
 _OTHER = (120, 120, 120)
 _INK, _MUTED = (34, 34, 34), (110, 110, 110)
@@ -112,7 +115,7 @@ def draw_profile(watch: Stopwatch, path: Path) -> None:
     profile, spans = Profile.of(watch), watch.spans
     lanes = _lanes(spans)
     left, top, bar, width = 150, 70, 34, 1200
-    height = top + bar * len(lanes) + 240
+    height = top + bar * len(lanes) + 260
     page = np.full((height, left + width + 40, 3), 255, np.uint8)
     px_per_s = width / max(profile.wall_s, 1e-9)
     _write(page, "Where the time went", (34, 20), 22, _INK)
@@ -132,7 +135,7 @@ def draw_profile(watch: Stopwatch, path: Path) -> None:
         _write(page, f"{tick:g} s", (base + 22, x - 10), 14, _MUTED)
     _draw_legend(page, [stage for stage in profile.stages_s if stage != RUN], (base + 60, left))
     if profile.first_tile_s is not None:
-        _write(page, profile.lines()[-1], (base + 110, left), 16, _INK)
+        _write(page, profile.lines()[-1], (base + 130, left), 16, _INK)
     try:
         path.write_bytes(cv2.imencode(".png", page[..., ::-1])[1].tobytes())
     except OSError as error:
@@ -163,11 +166,15 @@ def _draw_curve(page: np.ndarray, curve: np.ndarray, where: tuple[int, int, int]
 def _draw_legend(page: np.ndarray, stages: Sequence[str], where: tuple[int, int]) -> None:
     import cv2
 
-    y, x = where
+    (y, left), right = where, page.shape[1] - 40
+    x = left
     for stage in stages:
+        wide = 40 + 9 * len(stage)
+        if x + wide > right and x > left:
+            y, x = y + 24, left
         cv2.rectangle(page, (x, y - 13), (x + 14, y + 1), _colour(stage), cv2.FILLED)
         _write(page, stage, (y, x + 20), 15, _INK)
-        x += 40 + 9 * len(stage)
+        x += wide
 
 
 def _write(page: np.ndarray, text: str, at: tuple[int, int], size: int, colour: tuple[int, int, int]) -> None:
