@@ -15,6 +15,7 @@ from wsiengine.grid import TileGrid
 from wsiengine.merging import merge
 from wsiengine.models.detection import Detection
 from wsiengine.object_outputs import ObjectAnnotations, outlines_l0
+from wsiengine.object_overlay import _write
 from wsiengine.objects import Objects
 from wsiengine.qupath import FileLimits, read_geojson, write_geojson
 from wsiengine.report import draw_overlay
@@ -131,3 +132,18 @@ def test_the_overlay_shows_class_and_confidence(tmp_path: Path) -> None:
     assert (np.abs(page - COLOURS[1]).sum(axis=2) < 12).sum() > 100  # legend, and a dot
     draw_overlay(slide, shown(objects, grid), tmp_path / "b.png", title="objects", calibrated=False)
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()  # a bar in pixels
+
+
+@pytest.mark.parametrize("text", ["0.79", "0.95", "1.00"])
+def test_every_letter_of_a_score_stands_in_its_rim(text: str) -> None:
+    canvas = np.full((40, 80, 3), 128, np.uint8)
+    _write(canvas, text, (25, 10))
+    dark = (canvas < 60).all(axis=2)
+    assert dark.sum() > 20
+    rows, cols = np.nonzero(dark)
+    for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):  # beside a letter is a letter or its rim, never the tissue
+        assert not (canvas[rows + dy, cols + dx] == 128).all(axis=1).any()
+    light = np.nonzero((canvas > 200).all(axis=2))
+    for of, ink in zip(light, (rows, cols), strict=True):
+        assert of.min() < ink.min()
+        assert of.max() > ink.max()

@@ -95,5 +95,7 @@ def _fixed(xy: np.ndarray, corner: tuple[int, int]) -> np.ndarray:
 def _write(canvas: np.ndarray, text: str, at: tuple[int, int]) -> None:
     """A score, dark on a light rim, so that it can be read on any tissue."""
     y, x = at
-    for colour, thickness in (((255, 255, 255), 3), ((34, 34, 34), 1)):
-        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thickness, cv2.LINE_AA)
+    rim = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    for dy, dx in (*rim, (0, 0)):  # letters of two thicknesses differ in width: the rim is the same letters, moved
+        colour = (34, 34, 34) if (dy, dx) == (0, 0) else (255, 255, 255)
+        cv2.putText(canvas, text, (x + dx, y + dy), colour, cv2.FontFace("uni"), 13, 500)
