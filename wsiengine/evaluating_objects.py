@@ -3,7 +3,6 @@
 The measures are in :mod:`wsiengine.object_scores`; found objects are the outlines that a user gets, filled in.
 """
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import shapely
 from scipy import ndimage
 
+from wsiengine.datasets.sheets import read_sheet
 from wsiengine.errors import WsiError
 from wsiengine.finishing import Finish, make_annotations
 from wsiengine.geometry import Mpp, Size
@@ -170,14 +170,12 @@ def read_drawn(
     table = data if data.is_file() else data / "labels.csv"
     if not table.is_file():
         raise WsiError(f"{table} is missing", hint="give the folder of a labels.csv with the columns file and mask")
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        rows = list(reader)
-    missing = {"file", "mask", *(where or {})} - set(reader.fieldnames or ())
+    names, rows = read_sheet(table)
+    missing = {"file", "mask", *(where or {})} - set(names)
     if missing:
         raise WsiError(
             f"{table} has no column {' and '.join(sorted(missing))}",
-            hint=f"it has {', '.join(reader.fieldnames or ())}",
+            hint=f"it has {', '.join(names) or 'none'}",
         )
     chosen = [row for row in rows if row["mask"] and all(row[k] == v for k, v in (where or {}).items())]
     if not chosen:

@@ -14,6 +14,7 @@ from wsiengine.datasets.reading import read_detections, recognise
 from wsiengine.datasets.rows import DetectionSet
 from wsiengine.datasets.splitting import of_classes, split, with_folds
 from wsiengine.errors import WsiError
+from wsiengine.evaluating_objects import read_drawn
 
 WIDTH, HEIGHT = 50, 40
 TRUTH = {"a": [("Cell", (5, 10, 15, 30)), ("Burr", (20, 0, 50, 12))], "b": [("Cell", (1, 1, 4, 9))]}
@@ -166,8 +167,8 @@ BROKEN = [
     ("voc", edit("Annotations/a.xml", lambda t: t.replace("<xmax>15<", "<xmax>3<")), "ends before it starts"),
     ("voc", image_gone, "is not there"),
     ("coco", edit("*.json", lambda t: t[:100]), "no JSON"),
-    ("coco", edit("*.json", lambda t: t.replace('"image_id": 1', '"image_id": 5')), "no whole COCO file"),
-    ("coco", edit("*.json", lambda t: t.replace('"category_id": 9', '"category_id": 1')), "no whole COCO file"),
+    ("coco", edit("*.json", lambda t: t.replace('"image_id": 1', '"image_id": 5')), "names image 5"),
+    ("coco", edit("*.json", lambda t: t.replace('"category_id": 9', '"category_id": 1')), "category 1"),
     ("coco", image_gone, "is not there"),
     ("yolo", edit("labels/a.txt", lambda t: t.replace("0.2", "x", 1)), "no number"),
     ("yolo", edit("labels/a.txt", lambda t: "5 0.5 0.5 0.1 0.1"), "no class below 2"),
@@ -219,3 +220,13 @@ def test_classes_are_chosen_in_order(tmp_path: Path) -> None:
     assert objects_of(found) == {"a": [("Cell", (5.0, 10.0, 15.0, 30.0))], "b": [("Cell", (1.0, 1.0, 4.0, 9.0))]}
     with pytest.raises(WsiError, match="Sickle"):
         of_classes(found, ["Sickle"])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"", "no column"), ("bild,abnormalit\u00e9".encode("latin-1"), "UTF-8")]
+)
+def test_tables_that_are_empty_or_in_another_encoding_get_words(tmp_path, content, says):
+    (tmp_path / "labels.csv").write_bytes(content)
+    for read in (lambda folder: read_detections(folder, "mias"), read_drawn):
+        with pytest.raises(WsiError, match=says):
+            read(tmp_path)

@@ -5,7 +5,6 @@ beside them, if there is one, has the columns ``image`` (or ``file``), ``fold`` 
 ``patient``); without it every image is a case of its own.
 """
 
-import csv
 import json
 import math
 import re
@@ -18,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from wsiengine.datasets.rows import Annotated, DetectionSet, Objects, bounds_xyxy, damaged
+from wsiengine.datasets.sheets import read_sheet
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".dcm")
 _FOLDERS = (".", "images", "JPEGImages", "../images", "../JPEGImages")
@@ -85,6 +85,9 @@ def read_coco(file: Path) -> DetectionSet:
         number = {c["id"]: i for i, c in enumerate(categories)}
         of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in said["images"]}
         for entry in said["annotations"]:
+            if entry["image_id"] not in of_image or entry["category_id"] not in number:
+                what = f"names image {entry['image_id']} and category {entry['category_id']}"
+                raise damaged(file, f"an annotation {what}, not both of which are listed", "list them, or remove it")
             of_image[entry["image_id"]].append(entry)
         rows = [
             Annotated(
@@ -254,8 +257,7 @@ def _with_folds(found: DetectionSet, folder: Path) -> DetectionSet:
     table = folder / "folds.csv"
     if not table.is_file():
         return found
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        said = {Path(row.get("image") or row.get("file") or "").stem: row for row in csv.DictReader(lines)}
+    said = {Path(row.get("image") or row.get("file") or "").stem: row for row in read_sheet(table)[1]}
     rows = []
     for row in found.images:
         entry = said.get(row.image.stem)

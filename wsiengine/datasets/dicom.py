@@ -3,7 +3,6 @@
 Needs pydicom (``pip install wsiengine[dicom]``); compressed files need what pydicom itself asks for.
 """
 
-import csv
 import plistlib
 import re
 import xml.parsers.expat
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 
 from wsiengine.datasets.rows import Annotated, DetectionSet, Objects, bounds_xyxy, damaged
+from wsiengine.datasets.sheets import read_sheet
 from wsiengine.errors import DependencyError
 
 MASS = ("Mass",)
@@ -148,12 +148,10 @@ def read_cbis(folder: Path) -> DetectionSet:
 
 
 def _table(file: Path, needed: Iterable[str]) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        rows = [{str(k): (v or "").strip() for k, v in row.items()} for row in reader]
-    if missing := sorted(set(needed) - set(reader.fieldnames or ())):
+    names, rows = read_sheet(file)
+    if missing := sorted(set(needed) - set(names)):
         raise damaged(file, f"it has no column {', '.join(missing)}")
-    return rows
+    return [{name: value.strip() for name, value in row.items()} for row in rows]
 
 
 def _files(folder: Path, path: str) -> list[Path]:

@@ -3,13 +3,13 @@
 ``labels.csv`` has the columns file, patient, tissue, abnormality, severity, x, y, radius, fold; y counts from the top.
 """
 
-import csv
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from wsiengine.datasets.rows import NO_FOLD, Annotated, DetectionSet, Objects, damaged
+from wsiengine.datasets.sheets import read_sheet
 
 MASSES = ("CIRC", "SPIC", "MISC")
 CLASS = "Mass"
@@ -30,12 +30,11 @@ def read_mias(folder: Path) -> DetectionSet:
     table = folder / "labels.csv"
     if not table.is_file():
         raise damaged(table, "there is no such file")
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        found: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for row in reader:
-            found[row.get("file") or ""].append(row)
-    if missing := sorted(set(_COLUMNS) - set(reader.fieldnames or ())):
+    names, listed = read_sheet(table)
+    found: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in listed:
+        found[row.get("file") or ""].append(row)
+    if missing := sorted(set(_COLUMNS) - set(names)):
         raise damaged(table, f"it has no column {', '.join(missing)}")
     try:
         rows = tuple(_image(folder / file, said) for file, said in found.items())

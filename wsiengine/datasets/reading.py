@@ -1,10 +1,10 @@
 """Annotated images of any known set or format, told from what lies in the folder."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 from wsiengine.datasets.rows import DetectionSet
+from wsiengine.datasets.sheets import read_sheet
 from wsiengine.errors import WsiError
 
 FORMATS = ("chula", "mias", "ddsm", "inbreast", "cbis", "voc", "coco", "yolo", "qupath")
@@ -59,8 +59,7 @@ def _is_mias(path: Path) -> bool:
     table = path / "labels.csv"
     if not table.is_file():
         return False
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        return "abnormality" in next(csv.reader(lines), [])
+    return "abnormality" in read_sheet(table)[0]
 
 
 def _is_chula(path: Path) -> bool:

@@ -5,13 +5,13 @@
 folder below that is a case.
 """
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
+from wsiengine.datasets.sheets import read_sheet
 from wsiengine.errors import WsiError
 from wsiengine.training.data import Field
 
@@ -131,14 +131,9 @@ def read_table(table: Path, needed: tuple[str, str], unit: str) -> list[dict[str
     Raises:
         WsiError: It is no CSV in UTF-8, has no rows, or a needed column is missing.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines, restval="")
-            names = [ALIASES.get(name, name) for name in reader.fieldnames or ()]
-            rows = [{ALIASES.get(name, name): value for name, value in row.items()} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise WsiError(f"{table} cannot be read as a table: {error}", hint="save it as CSV in UTF-8") from error
-    missing = [name for name in needed if name not in names]
+    said, cells = read_sheet(table)
+    rows = [{ALIASES.get(name, name): value for name, value in row.items()} for row in cells]
+    missing = [name for name in needed if name not in {ALIASES.get(name, name) for name in said}]
     if missing or not rows:
         what = f"no column {' and '.join(missing)}" if missing else "no rows"
         raise WsiError(f"{table} has {what}", hint=f"it needs the columns {' and '.join(needed)}, one row per {unit}")
