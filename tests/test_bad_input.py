@@ -298,7 +298,7 @@ def test_tiles_without_a_number_are_left_out_where_asked(tmp_path: Path, capfd: 
         )
         assert main(["infer", str(slide), *options]) == (1 if name == "poison" else 0)
         scores[name] = Truth.load(out / "probability.zarr").scores
-    assert "1 tiles could not be read or scored" in capfd.readouterr().out
+    assert "1 tile could not be read or scored" in capfd.readouterr().out
     assert Result(tmp_path / "poison").summary["unreadable_tiles"] == 1
     missing = np.isnan(scores["poison"]).any(axis=-1)
     assert np.argwhere(missing).tolist() == [[4, 8]]  # tiles of 32 px at 1 µm/px: 64 of the slide's

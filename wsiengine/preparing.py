@@ -180,7 +180,9 @@ def identify(request: Request) -> Subject:
     calibrated = slide.info.mpp is not None
     if card.input.mpp is None and not calibrated:
         slide = open_slide(slide.path, mpp=1.0, window=recipe.window)
-        warnings.append("The picture states no µm/px (--mpp gives them): sizes and densities are in pixels.")
+        warnings.append(
+            "The picture states no µm/px (--mpp gives them): sizes and densities are in pixels, --min-area in px²."
+        )
     lattice = lattice_for(slide.info, card)
     if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
         warnings.append(

@@ -68,6 +68,7 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
     known = plan.options.calibrated  # else a pixel counts as a µm
     tissue_mm2 = plan.tissue_um2 / 1e6
     size = area_words(tissue_mm2) if known else f"{tissue_mm2:.3g} Mpx"
+    tiles, blocks = _counted(plan.tile_count, "tile"), _counted(plan.block_count, "block")
     whole = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     return [
         ("slide", slide_words(plan.path, plan.info if known else replace(plan.info, mpp=None))),
@@ -79,13 +80,12 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
         (
             "tissue",
             f"{percent(plan.tissue_um2 / whole)} of the slide · {size} · "
-            f"{plan.tile_count:,} tiles, overlap {percent(plan.options.overlap)} → stride {grid.stride_px} px "
+            f"{tiles}, overlap {percent(plan.options.overlap)} → stride {grid.stride_px} px "
             f"({percent(grid.overlap)})" + (", dense windows" if plan.options.mode == "dense" else ""),
         ),
         (
             "plan",
-            f"{plan.block_count:,} blocks · {bytes_words(plan.read_bytes)} of pixels to read · "
-            f"peak memory {bytes_words(plan.peak_bytes)}",
+            f"{blocks} · {bytes_words(plan.read_bytes)} of pixels to read · peak memory {bytes_words(plan.peak_bytes)}",
         ),
     ]
 
@@ -118,7 +118,7 @@ def summary_words(summary: Mapping[str, Any]) -> str:
     areas = summary["area_mm2"]
     counts = summary.get("objects", {})
     words = [
-        (f"{counts[name]:,} × " if name in counts else "") + f"{_in_a_sentence(name)} {area_words(mm2)}"
+        f"{_in_a_sentence(name)} {area_words(mm2)}" + (f" ({counts[name]:,})" if name in counts else "")
         for name, mm2 in areas.items()
     ] or ["nothing found"]
     return " · ".join(words + ([unreadable_words(summary)] if summary.get("unreadable_tiles") else []))
@@ -155,7 +155,15 @@ def left_out_words(summary: Mapping[str, Any]) -> str:
 
 def unreadable_words(summary: Mapping[str, Any]) -> str:
     """How much of the tissue a damaged slide kept to itself."""
-    return f"{summary['unreadable_tiles']:,} tiles could not be read or scored"
+    return f"{_counted(summary['unreadable_tiles'], 'tile')} could not be read or scored"
+
+
+def _counted(count: int, what: str) -> str:
+    """
+    >>> _counted(1, "tile"), _counted(1200, "block")
+    ('1 tile', '1,200 blocks')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _in_a_sentence(name: str) -> str:
