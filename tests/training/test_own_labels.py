@@ -65,6 +65,13 @@ def test_tables_that_programs_and_hands_spoil_are_refused(tmp_path, content, say
         read_labels(tmp_path, mpp=1.0)
 
 
+def test_slides_without_annotations_are_told_what_lacks(tmp_path):
+    (tmp_path / "a.svs").touch()
+    with pytest.raises(WsiError) as error:
+        read_labels(tmp_path)
+    assert "a.geojson" in error.value.hint
+
+
 def test_splits_spread_every_class(tmp_path):
     one = read_labels(write_folders(tmp_path), mpp=0.5)[0]
     fields = [

@@ -136,8 +136,8 @@ def cut_slides(slides: Sequence[SlideLabels], labels: Labels, how: Cutting, out:
         if not tiles:
             raise WsiError(
                 "the annotations gave no tile",
-                hint=f"tiles of {how.tile_px * how.mpp:g} µm must lie at least {how.inside:.0%} inside an annotation: "
-                "draw larger ones, or train with smaller mpp",
+                hint=f"tiles of {how.tile_px * how.mpp:g} µm must lie at least {how.inside:.0%} inside an annotation "
+                "that has a class: set the classes, draw larger ones, or train with smaller mpp",
             )
         rows = {"identity": wanted, "tiles": tiles}
         list_file.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

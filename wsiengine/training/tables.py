@@ -145,7 +145,8 @@ def _rows_of_folders(data: Path) -> list[dict[str, str]]:
     if len(folders) < 2:
         raise WsiError(
             f"{data} has {len(folders)} folders and no labels.csv: needed two classes or more",
-            hint="put the images of each class into a folder of its name",
+            hint="put the images of each class into a folder of its name, or beside each slide its annotations "
+            "(a.svs and a.geojson)",
         )
     rows = []
     for folder in folders:
