@@ -230,3 +230,28 @@ def test_tables_that_are_empty_or_in_another_encoding_get_words(tmp_path, conten
     for read in (lambda folder: read_detections(folder, "mias"), read_drawn):
         with pytest.raises(WsiError, match=says):
             read(tmp_path)
+
+
+def test_yolo_text_in_another_encoding_and_boxes_without_area_get_words(tmp_path):
+    for k, (line, says) in enumerate(
+        [(b"0 .5 \xe9 .2 .2", "no text in UTF-8"), (b"0 .5 .5 0 .2", "ends before it starts")]
+    ):
+        write_yolo(tmp_path / str(k))
+        (tmp_path / str(k) / "labels" / "a.txt").write_bytes(line)
+        with pytest.raises(WsiError, match=says):
+            read_detections(tmp_path / str(k))
+
+
+def test_yolo_is_told_although_the_first_image_has_no_object(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "labels" / "a.txt").write_text("", encoding="utf-8")
+    assert recognise(tmp_path) == "yolo"
+    assert [len(row.objects) for row in read_detections(tmp_path).images] == [0, 1]
+
+
+@pytest.mark.parametrize(("x", "radius"), [("nan", "5"), ("20", "-5"), ("20", "0")])
+def test_circles_that_are_none_get_words(tmp_path, x, radius):
+    table = f"file,patient,abnormality,x,y,radius\na.png,p,CIRC,{x},20,{radius}\n"
+    (tmp_path / "labels.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(WsiError, match="ends before it starts"):
+        read_detections(tmp_path, "mias")

@@ -6,9 +6,8 @@ beside them, if there is one, has the columns ``image`` (or ``file``), ``fold`` 
 """
 
 import json
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wsiengine.datasets.rows import Annotated, DetectionSet, Objects, bounds_xyxy, damaged
+from wsiengine.datasets.rows import Annotated, DetectionSet, Objects, bounds_xyxy, check_box, damaged
 from wsiengine.datasets.sheets import read_sheet
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".dcm")
@@ -69,7 +68,7 @@ def _voc(file: Path) -> tuple[str, list[tuple[str, list[float], bool]]]:
     for name, box, _ in objects:
         if not name:
             raise damaged(file, "an object has no name")
-        _check_box(file, box)
+        check_box(file, box)
     return root.findtext("filename", "").strip(), objects
 
 
@@ -107,7 +106,7 @@ def _coco(file: Path, entries: list[dict[str, Any]], number: dict[Any, int]) -> 
     for entry in entries:
         x, y, width, height = map(float, entry["bbox"])
         boxes.append([x, y, x + width, y + height])
-        _check_box(file, boxes[-1])
+        check_box(file, boxes[-1])
         outline = entry.get("segmentation")
         polygons = outline if isinstance(outline, list) and outline else []
         largest = max(polygons, key=len, default=None)
@@ -132,7 +131,7 @@ def read_yolo(folder: Path) -> DetectionSet:
         place = folder / "images" / file.relative_to(folder / "labels").with_suffix(".txt")
         image = find_image(place, file.stem)
         height, width = read_pixels(image).shape[:2]
-        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in _text(file).splitlines() if line.strip()]
         made = [_yolo_line(file, parts, len(classes), (width, height)) for parts in lines]
         objects = Objects.of([box for _, box, _ in made], [k for k, *_ in made], rings=[ring for *_, ring in made])
         rows.append(Annotated(image, objects, file.stem))
@@ -157,7 +156,9 @@ def _yolo_line(
         ring = np.array(values).reshape(-1, 2) * size
         return label, list(bounds_xyxy(ring)), ring
     cx, cy, w, h = np.array(values) * (*size, *size)
-    return label, [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], None
+    box = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+    check_box(file, box)
+    return label, box, None
 
 
 def _yolo_classes(folder: Path) -> tuple[str, ...]:
@@ -165,7 +166,7 @@ def _yolo_classes(folder: Path) -> tuple[str, ...]:
         file = folder / name
         if not file.is_file():
             continue
-        text = file.read_text(encoding="utf-8")
+        text = _text(file)
         found = yaml_names(text) if file.suffix == ".yaml" else [line.strip() for line in text.splitlines()]
         if names := tuple(name for name in found if name):
             return names
@@ -241,16 +242,18 @@ def find_image(beside: Path, name: str) -> Path:
     raise damaged(beside, f"its image {name} is not there", "copy the images beside it, or into a folder `images`")
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise damaged(file, f"it is no text in UTF-8 ({error})", "save it as UTF-8") from error
+
+
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(file, f"it is no JSON ({error})") from error
-
-
-def _check_box(file: Path, box: Sequence[float]) -> None:
-    if not all(math.isfinite(v) for v in box) or box[2] <= box[0] or box[3] <= box[1]:
-        raise damaged(file, f"a box ends before it starts: {', '.join(f'{v:g}' for v in box)}", "correct the box")
 
 
 def _with_folds(found: DetectionSet, folder: Path) -> DetectionSet:

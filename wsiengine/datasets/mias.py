@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsiengine.datasets.rows import NO_FOLD, Annotated, DetectionSet, Objects, damaged
+from wsiengine.datasets.rows import NO_FOLD, Annotated, DetectionSet, Objects, check_box, damaged
 from wsiengine.datasets.sheets import read_sheet
 
 MASSES = ("CIRC", "SPIC", "MISC")
@@ -61,6 +61,7 @@ def _image(image: Path, said: list[dict[str, str]]) -> Annotated:
             continue
         x, y, radius = float(row["x"]) + 0.5, float(row["y"]) + 0.5, float(row["radius"])
         boxes.append((x - radius, y - radius, x + radius, y + radius))
+        check_box(image, boxes[-1])
         rings.append(circle(x, y, radius))
         ignored.append(False)
     objects = Objects.of(boxes, [0] * len(boxes), ignored=ignored, rings=rings)

@@ -63,11 +63,11 @@ def _is_mias(path: Path) -> bool:
 
 
 def _is_chula(path: Path) -> bool:
-    first = next(iter(sorted((path / "labels").glob("*.txt"))), None)
-    if first is None:
-        return False
-    lines = first.read_text(encoding="utf-8", errors="replace").split("\n")
-    return all(len(line.split()) == 3 for line in lines if line.strip())
+    for file in sorted((path / "labels").glob("*.txt")):
+        lines = [line.split() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+        if any(lines):  # an empty file, an image without objects, tells nothing
+            return all(len(line) == 3 for line in lines if line)
+    return False
 
 
 _SIGNS: tuple[tuple[str, Callable[[Path], bool]], ...] = (

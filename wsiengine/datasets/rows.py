@@ -5,6 +5,7 @@ Coordinates are pixels of the image as it is stored, measured at pixel edges: a 
 holds such boxes ends in ``_xyxy``.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,3 +139,15 @@ def bounds_xyxy(ring: np.ndarray) -> tuple[float, float, float, float]:
 def damaged(file: Path, why: str, hint: str = "copy the file again") -> WsiError:
     """The error of every reader here: which file, and what is wrong with it."""
     return WsiError(f"{file} cannot be read: {why}", hint=hint)
+
+
+def check_box(file: Path, box_xyxy: Sequence[float]) -> None:
+    """Refuse a box without an area, or with a number that is none.
+
+    Raises:
+        WsiError: Naming the file and the box.
+    """
+    x0, y0, x1, y1 = box_xyxy
+    if not all(math.isfinite(v) for v in box_xyxy) or x1 <= x0 or y1 <= y0:
+        said = ", ".join(f"{v:g}" for v in box_xyxy)
+        raise damaged(file, f"a box ends before it starts: {said}", "correct the box")
