@@ -61,6 +61,7 @@ def test_the_same_picture_with_its_resolution(tmp_path: Path) -> None:
     first = next(a for a in result.annotations if a.geometry.bounds[0] == 20)
     assert first.measurements["Area µm^2"] == 16 * 20 * 200**2
     assert result.summary["density_per_mm2"]["Two"] == pytest.approx(1 / (SIZE.area * 0.04), abs=1e-3)
+    assert any("the whole picture is analysed" in text for text in result.run["warnings"])
 
 
 def test_a_picture_smaller_than_a_tile_is_padded(tmp_path: Path) -> None:

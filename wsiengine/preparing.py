@@ -183,6 +183,8 @@ def identify(request: Request) -> Subject:
         warnings.append(
             "The picture states no µm/px (--mpp gives them): sizes and densities are in pixels, --min-area in px²."
         )
+    elif not plausible(card.input.mpp) and str(request.tissue) == "auto":
+        warnings.append(f"{card.name} was not made for tissue and looks for none: the whole picture is analysed.")
     lattice = lattice_for(slide.info, card)
     if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
         warnings.append(

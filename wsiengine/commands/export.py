@@ -128,6 +128,11 @@ def _write_table(truth: Any, annotations: Sequence[Any], path: Path) -> list[Pat
     return [path]
 
 
+def _cell(value: float | None) -> float | str:
+    """A measurement in a table: no digits beyond what it was measured to, empty where there is none."""
+    return "" if value is None else round(float(value), 6)
+
+
 def write(annotations: Sequence[Any], path: Path, *, offset_l0: tuple[int, int]) -> list[Path]:
     """Write annotations as GeoJSON, or as a table of regions (``.csv``) → files written."""
     if path.suffix != ".csv":
@@ -143,7 +148,7 @@ def write(annotations: Sequence[Any], path: Path, *, offset_l0: tuple[int, int])
     for a in annotations:
         inside = a.geometry.representative_point()
         place = [round(inside.x - offset_l0[1], 2), round(inside.y - offset_l0[0], 2)]
-        table.writerow([a.id, a.object_type, a.class_name, *place, *(a.measurements.get(c, "") for c in columns)])
+        table.writerow([a.id, a.object_type, a.class_name, *place, *(_cell(a.measurements.get(c)) for c in columns)])
     try:
         with replacing(path) as file:
             file.write(text.getvalue().encode())
