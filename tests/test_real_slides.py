@@ -39,7 +39,7 @@ def _checked(folder: Path) -> Result:
     assert shapely.box(0, 0, size["width"], size["height"]).buffer(0.01).contains(whole)
     assert sum(a.geometry.area for a in result.annotations) == pytest.approx(whole.area, rel=1e-6)
     mm2 = result.run["slide"]["mpp"]["y"] * result.run["slide"]["mpp"]["x"] / 1e6
-    assert result.summary["analysed_mm2"] == pytest.approx(whole.area * mm2, rel=1e-3)
+    assert result.summary["analysed_mm2"] == pytest.approx(whole.area * mm2, rel=0.02)  # outlines are simplified
     coded = zarr.open_group(str(folder / "probability.zarr"), mode="r")["0"][...]  # type: ignore[index]
     cell_mm2 = (result.run["plan"]["cell_px"] * result.run["plan"]["working_mpp"]["y"] / 1000) ** 2
     assert np.count_nonzero(coded[0]) * cell_mm2 == pytest.approx(result.summary["analysed_mm2"], rel=0.1)
@@ -126,10 +126,10 @@ def test_the_readers_of_others_open_the_map(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.moveaxis(node.data[0].compute(), 0, -1), coded)
 
 
-def test_all_slides_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_slides_of_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As a user tries a folder first: what can be run is run, the rest is told, and the code says that not all went."""
     assert main(["infer", str(slide_path(".")), "-m", "planted", "-o", str(tmp_path / "out")]) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     done = {path.parent.name for path in (tmp_path / "out").glob("*/run.json")}
     assert done == {Path(CMU).stem, Path(LUNA).stem}
     assert "2 of 6 slides finished" in out
