@@ -15,7 +15,7 @@ from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.training import cells, loop, own
 from wsiengine.training.data import check_leak
-from wsiengine.training.tables import read_labels, split_by_case
+from wsiengine.training.tables import Labels, read_labels, split_by_case
 
 
 def write_folders(data, cases=6):
@@ -70,6 +70,16 @@ def test_slides_without_annotations_are_told_what_lacks(tmp_path):
     with pytest.raises(WsiError) as error:
         read_labels(tmp_path)
     assert "a.geojson" in error.value.hint
+
+
+def test_names_that_no_card_takes_are_refused_before_the_training(tmp_path):
+    recipe = tmp_path / "r.json"
+    recipe.write_text('{"name": "my model"}', encoding="utf-8")
+    with pytest.raises(WsiError, match='name is "my model", needed letters'):
+        own.OwnRecipe.read(recipe)
+    with pytest.raises(WsiError, match="no ':'"):
+        Labels().label_of("Tumour: Positive", "a")
+    assert Labels(merge={"Tumour: Positive": "Tumour"}).label_of("Tumour: Positive", "a") == "Tumour"
 
 
 def test_splits_spread_every_class(tmp_path):

@@ -9,7 +9,8 @@ from typing import Any
 from wsiengine.errors import CardError
 
 _MISSING: Any = object()
-_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+SLUG_WORDS = "letters, digits, '.', '-', '_' or '+', beginning with a letter or digit"
 _KINDS = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 
 
@@ -77,8 +78,8 @@ class Fields:
     def slug(self, key: str) -> str:
         """Text fit for a command line and a file name."""
         value = self.text(key)
-        if not _SLUG.fullmatch(value):
-            raise self._wrong(key, value, "letters, digits, '.', '-', '_' or '+', beginning with a letter or digit")
+        if not SLUG.fullmatch(value):
+            raise self._wrong(key, value, SLUG_WORDS)
         return value
 
     def choice(self, key: str, allowed: Sequence[str], default: str = _MISSING) -> str:

@@ -28,6 +28,7 @@ from wsiengine.datasets.rows import Annotated, DetectionSet
 from wsiengine.datasets.splitting import FOLDS, of_classes, split, with_folds
 from wsiengine.errors import WsiError
 from wsiengine.evaluate_detection import FPPI, average_precision, case_interval, match, sensitivity_at
+from wsiengine.models.fields import SLUG, SLUG_WORDS
 from wsiengine.normalise import parse_recipe
 from wsiengine.training.backbones import build, load_weights
 from wsiengine.training.centre import CentreDetector, CentreNet
@@ -98,6 +99,8 @@ class DetectionRecipe:
         ):
             if value not in allowed:
                 raise WsiError(f"the recipe {file}: {name} is {value!r}", hint=f"use {', '.join(map(str, allowed))}")
+        if not SLUG.fullmatch(recipe.name):
+            raise WsiError(f"the recipe {file}: name is {recipe.name!r}, needed {SLUG_WORDS}")
         if recipe.side_px < 64 or recipe.side_px % _CELL_PX:
             raise WsiError(
                 f"the recipe {file}: side_px is {recipe.side_px}, needed a multiple of {_CELL_PX} from 64 on"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiengine.errors import WsiError
+from wsiengine.models.fields import SLUG, SLUG_WORDS
 from wsiengine.models.precision import PRECISIONS
 from wsiengine.training.backbones import NAMES
 from wsiengine.training.schedule import ALL_STEPS, SCHEDULES
@@ -138,7 +139,7 @@ _TEXT = ("text", lambda v: isinstance(v, str))
 _TEXTS = ("a list of names", _texts)
 _FOLD = (f"a fold, 0 to {FOLDS - 1}", _number(0, FOLDS - 1, whole=True))
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": _TEXT,
+    "name": (SLUG_WORDS, lambda v: isinstance(v, str) and SLUG.fullmatch(v) is not None),
     "licence": _TEXT,
     "intended_use": _TEXT,
     "classes": _TEXTS,

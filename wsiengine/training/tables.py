@@ -49,6 +49,11 @@ class Labels:
                 f"{where} is called '{name}', which is none of {', '.join(self.classes)}",
                 hint="correct it, or name it in the recipe: under classes, merge or ignore",
             )
+        if ":" in label:  # the card would refuse it, after the training
+            raise WsiError(
+                f"{where} is called '{label}': a model's class has no ':', which stands for derived classes in QuPath",
+                hint='rename it in the recipe, as in "merge": {"Tumour: Positive": "Positive tumour"}',
+            )
         return label
 
     def chosen(self, fields: Sequence[Field]) -> list[Field]:
