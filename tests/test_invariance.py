@@ -87,7 +87,7 @@ def test_a_cluster_does_not_show(slide: Path, card: Card, reference: dict[str, b
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         assert _run(slide, card, tmp_path / "out", client=client, block_tiles=4) == reference

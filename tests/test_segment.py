@@ -175,7 +175,7 @@ def test_a_cluster_does_not_show(blurred: Card, reference: dict[str, bytes], tmp
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         _run(_position_slide(), blurred, tmp_path / "out", client=client, block_tiles=2)
