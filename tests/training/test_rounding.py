@@ -232,6 +232,21 @@ def test_what_it_costs_stands_on_the_card(model, tmp_path):
     assert again["agreement"] == card.variants["int8"].agreement
 
 
+def test_a_format_can_be_measured_and_not_kept(model, tmp_path):
+    trained, held_out = sides(write_sets(tmp_path / "data", images=4))
+    before = load_card(model / "card.json")
+    precisions.add_precisions(model, ["fp16"], trained, held_out, keep=False)
+    card = load_card(model / "card.json")
+    check_files(card)
+    assert card.variants == {}
+    assert card.resources == before.resources
+    assert not (model / "m.fp16.onnx").exists()
+    measured = card.precision["measured"]["fp16"]
+    assert measured["images"] == len(held_out)
+    assert measured["agreement"] > 0.5
+    assert "file" not in measured
+
+
 def test_what_cannot_be_quantised_gets_words(model, tmp_path):
     trained, held_out = sides(write_sets(tmp_path / "data"))
     with pytest.raises(WsiError, match="in training and in test"):

@@ -42,6 +42,7 @@ def add_precisions(
     held_out: Sequence[Field],
     *,
     how: Training | None = None,
+    keep: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
     """Make files of a model's network in other number formats, measure them, and name them on the card.
@@ -52,6 +53,7 @@ def add_precisions(
         trained: Fields whose tissue the int8 network is trained on (their labels are not used).
         held_out: Fields, of other cases, on which every format is compared with float32.
         how: How int8 is trained.
+        keep: Whether the files stay; else the card has what was measured, under ``measured``, and no file.
         say: Told in a line what happens.
 
     Returns:
@@ -79,7 +81,7 @@ def add_precisions(
         say(f"{kind}: {file.name}")
         made = write_fp16(network) if kind == "fp16" else _int8(network, card, trained, how or Training(), say)
         onnx.save(made, file)
-        facts[kind] = _name_on_card(folder, kind, file.name, tested)
+        facts[kind] = _name_on_card(folder, kind, file, tested, keep=keep)
         card = load_card(folder / "card.json")
         found = facts[kind]
         say(
@@ -146,19 +148,26 @@ def as_input(tiles: np.ndarray, spec: InputSpec) -> np.ndarray:
     return np.ascontiguousarray(scaled.astype(spec.dtype))
 
 
-def _name_on_card(folder: Path, kind: str, file: str, tested: Sequence[Field]) -> dict[str, Any]:
+def _name_on_card(folder: Path, kind: str, file: Path, tested: Sequence[Field], *, keep: bool) -> dict[str, Any]:
     """Measure the file and write it on the card; returns its entry."""
     data = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    data["resources"] = [r for r in data["resources"] if r["file"] != file]
-    data["resources"].append({"file": file, "sha256": file_sha256(folder / file)})
-    data["precision"] = dict(data.get("precision") or {}) | {kind: {"file": file, "agreement": 0, "loss_points": 0}}
-    card = parse_card(data, folder)
-    found = measure(card, kind, tested)
-    data["precision"][kind] = {"file": file, **found, "bytes": (folder / file).stat().st_size}
+    named = dict(data.get("precision") or {})
+    others = [r for r in data["resources"] if r["file"] != file.name]
+    with_file = [*others, {"file": file.name, "sha256": file_sha256(file)}]
+    unmeasured = {kind: {"file": file.name, "agreement": 0, "loss_points": 0}}
+    card = parse_card(data | {"resources": with_file, "precision": named | unmeasured}, folder)
+    found = measure(card, kind, tested) | {"bytes": file.stat().st_size}
+    if keep:
+        data |= {"resources": with_file, "precision": named | {kind: {"file": file.name, **found}}}
+    else:
+        file.unlink()
+        named.pop(kind, None)
+        measured = dict(named.get("measured") or {}) | {kind: found}
+        data |= {"resources": others, "precision": named | {"measured": measured}}
     new = folder / "card.json.new"
     new.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     new.replace(folder / "card.json")
-    return data["precision"][kind]
+    return found
 
 
 def measure(card: Card, kind: str, fields: Sequence[Field]) -> dict[str, Any]:
@@ -237,11 +246,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sources", default="ebhi,glas,lc25000", help="sets to train and measure on")
     parser.add_argument("--iterations", type=int, default=Training.iterations)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--measure-only", action="store_true", help="write the figures on the card, keep no file")
     asked = parser.parse_args(arguments)
     fields = read_fields(asked.data, asked.sources.split(","))
     how = replace(Training(), iterations=asked.iterations, threads=asked.threads)
     sides = ([f for f in fields if f.fold != 0], [f for f in fields if f.fold == 0])
-    add_precisions(asked.model, asked.precision.split(","), *sides, how=how)
+    add_precisions(asked.model, asked.precision.split(","), *sides, how=how, keep=not asked.measure_only)
 
 
 if __name__ == "__main__":

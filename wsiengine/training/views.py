@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from wsiengine.errors import WsiError
+from wsiengine.training.backbone import halved
 from wsiengine.training.backbones import load_weights
 from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import BACKBONE, RECIPE
@@ -90,7 +91,7 @@ def make_views(network: CellNet, sampler: Sampler, names: list[str], count: int,
 
 
 def _lower(network: CellNet, tiles: np.ndarray) -> np.ndarray:
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), halved():
         x = network.backbone.prepare(torch.from_numpy(tiles).permute(0, 3, 1, 2))
         for step in network.backbone.steps[:STEPS]:
             x = step(x)
