@@ -158,6 +158,7 @@ def test_temperature_undoes_overconfidence(fields):
     assert claimed == pytest.approx(0.75, abs=0.03)
     rule = figures.uncertain_below(scores, temperature)
     assert rule["below"] == 0.7
+    assert figures.uncertain_below(scores, 1000.0)["below"] == figures.LEAST_SURE  # never below a third and a quarter
 
 
 def test_false_diagnoses_are_counted(fields):

@@ -66,6 +66,27 @@ def test_views_come_back_from_files(drawn, tmp_path):
     assert both.field.tolist() == drawn.field.tolist() * 2
 
 
+def test_views_of_other_steps_do_not_go_together(fields, network, drawn, from_chance, tmp_path):
+    pixels = [load(f, 1.0) for f in fields]
+    sampler = Sampler(pixels, RECIPE.classes, RECIPE.joins, RECIPE.shares, cell_px=STRIDE_PX, seed=0)
+    later = views.make_views(network, sampler, [image_name(f) for f in fields], 3, seed=3, steps=14)
+    assert (drawn.maps.shape[3], later.maps.shape[3]) == (64, 96)
+    later.save(tmp_path / "later.npz")
+    drawn.save(tmp_path / "drawn.npz")
+    assert views.Views.read([tmp_path / "later.npz"]).steps == 14
+    with pytest.raises(WsiError, match="views of 8 and of 14 steps do not go together"):
+        views.Views.read([tmp_path / "later.npz", tmp_path / "drawn.npz"])
+    with pytest.raises(WsiError, match="views of 14 steps, and a recipe that freezes 8"):
+        views.train_on_views(fields, RECIPE, later, backbone=None, out=tmp_path / "run")
+    with torch.inference_mode():
+        upper = views.UpperNet(3, 14).eval()
+        upper.load_state_dict(network.state_dict())
+        part, _ = upper(torch.from_numpy(later.maps).view(torch.bfloat16).float().permute(0, 3, 1, 2))
+        tiles = np.stack([sampler.draw(np.random.default_rng((3, i)), views.SIDE_PX).tile for i in range(3)])
+        whole, _ = network(torch.from_numpy(tiles).permute(0, 3, 1, 2), 14)
+    np.testing.assert_allclose(part, whole, atol=2e-3)
+
+
 def test_neither_a_tested_field_nor_its_stain_is_trained_on(fields, drawn):
     train = RECIPE.chosen(fields)
     names = {image_name(f) for f in train}

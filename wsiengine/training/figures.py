@@ -21,6 +21,8 @@ GATE_MINIMUM = 0.25
 """Predicted epithelium below which a tile gets no class; out of fold it shut out 3 % at most of any set's class."""
 DRAWN_MINIMUM = 0.2
 """Drawn epithelium below which a tile has no class to be right about."""
+LEAST_SURE = 0.42
+"""A best class of three below this, a quarter above chance, is no diagnosis."""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -174,14 +176,14 @@ def best_temperature(scores: Scores) -> float:
 def uncertain_below(scores: Scores, temperature: float, *, reject: float = 0.05) -> dict[str, Any]:
     """The probability under which a diagnosis is called uncertain: it rejects ``reject`` of held-out tiles.
 
-    Sets weigh alike, cases within. From 0.5, below which no class is likelier than not, to 0.7.
+    Sets weigh alike, cases within. At least :data:`LEAST_SURE`, at most 0.7.
     """
     rows = diagnosed(scores)
     weight = _weight(rows)
     claimed = softmax(rows.logits / temperature).max(axis=1)
     order = np.argsort(claimed)
     share = np.cumsum(weight[order]) / weight.sum()
-    below = round(float(np.clip(claimed[order][np.searchsorted(share, reject)], 0.5, 0.7)), 2)
+    below = round(float(np.clip(claimed[order][np.searchsorted(share, reject)], LEAST_SURE, 0.7)), 2)
     right = rows.logits.argmax(axis=1) == rows.labels
     sure = claimed >= below
     return {

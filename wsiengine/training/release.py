@@ -34,7 +34,7 @@ from wsiengine.training.scoring import TILE_PX, Predict, Scores, load_scores, ne
 from wsiengine.training.validate import summary
 
 VERSION = "1.1"
-STAINS = StainRule(1.55, 1.65)
+STAINS = StainRule(1.55, 1.62)
 """0.5 % of the cells of H&E-stained training tissue (folds 1 to 4) exceed the first."""
 GRADES = ("Adenocarcinoma well", "Adenocarcinoma moderate", "Adenocarcinoma poor")
 _FINDING = {

@@ -29,8 +29,8 @@ from wsiengine.training.sampling import UNREADABLE, Batch, Sampler
 from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import image_name
 
-STEPS = 14
-"""Frozen steps whose outcome is kept: MobileNetV2 up to its stride of 16 px."""
+STEPS = 8
+"""Frozen steps whose outcome is kept: MobileNetV2 up to the first step of its stride of 16 px."""
 SIDE_PX = 160
 _NEGATIVE, _SPOILT = 0.12, 0.055
 """Part of a batch without a class to learn, and of unreadable tiles: as they come about among views."""
@@ -48,6 +48,7 @@ class Views:
         epithelium: float32 (N, cells, cells).
         field: Name of the field it was cut from, (N,).
         like: Name of the field whose stain it took on, (N,); empty: none.
+        steps: Frozen steps that the maps come from.
     """
 
     maps: np.ndarray
@@ -55,19 +56,30 @@ class Views:
     epithelium: np.ndarray
     field: np.ndarray
     like: np.ndarray
+    steps: int = STEPS
 
     @classmethod
     def read(cls, files: list[Path]) -> "Views":
-        """The views of one or more files."""
+        """The views of one or more files.
+
+        Raises:
+            WsiError: They were made by different numbers of steps.
+        """
         parts = [np.load(file) for file in files]
-        return cls(*(np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like")))
+        steps = sorted({int(part["steps"]) for part in parts})
+        if len(steps) > 1:
+            raise WsiError(f"views of {steps[0]} and of {steps[-1]} steps do not go together", hint="draw them alike")
+        columns = (np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like"))
+        return cls(*columns, steps=steps[0])
 
     def save(self, file: Path) -> None:
         """Write as ``.npz``."""
         np.savez(file, **self.__dict__)
 
 
-def make_views(network: CellNet, sampler: Sampler, names: list[str], count: int, seed: int) -> Views:
+def make_views(
+    network: CellNet, sampler: Sampler, names: list[str], count: int, seed: int, steps: int = STEPS
+) -> Views:
     """Draw views.
 
     Args:
@@ -76,35 +88,46 @@ def make_views(network: CellNet, sampler: Sampler, names: list[str], count: int,
         names: Of the sampler's fields, in its order.
         count: How many.
         seed: View i depends on seed and i alone.
+        steps: How many of the network's steps are run.
     """
     drawn, maps = [], []
     for start in range(0, count, _AT_ONCE):
         rows = [
             sampler.draw(np.random.default_rng((seed, i)), SIDE_PX) for i in range(start, min(count, start + _AT_ONCE))
         ]
-        maps.append(_lower(network, np.stack([row.tile for row in rows])))
+        maps.append(_lower(network, np.stack([row.tile for row in rows]), steps))
         drawn += [
             (row.label, row.epithelium, names[row.index], "" if row.like is None else names[row.like]) for row in rows
         ]
     labels, epithelium, field, like = zip(*drawn, strict=True)
-    return Views(np.concatenate(maps), np.array(labels), np.stack(epithelium), np.array(field), np.array(like))
+    columns = (np.concatenate(maps), np.array(labels), np.stack(epithelium), np.array(field), np.array(like))
+    return Views(*columns, steps=steps)
 
 
-def _lower(network: CellNet, tiles: np.ndarray) -> np.ndarray:
+def _lower(network: CellNet, tiles: np.ndarray, steps: int) -> np.ndarray:
     with torch.inference_mode(), halved():
         x = network.backbone.prepare(torch.from_numpy(tiles).permute(0, 3, 1, 2))
-        for step in network.backbone.steps[:STEPS]:
+        for step in network.backbone.steps[:steps]:
             x = step(x)
         return x.bfloat16().permute(0, 2, 3, 1).contiguous().view(torch.int16).numpy()
 
 
 class UpperNet(CellNet):
-    """The same network, which takes the maps of views (N, channels, rows, cols) instead of pixels."""
+    """The same network, which takes the maps of views (N, channels, rows, cols) instead of pixels.
+
+    Args:
+        classes: As for :class:`CellNet`.
+        steps: Those that the views have behind them.
+    """
+
+    def __init__(self, classes: int, steps: int = STEPS) -> None:
+        super().__init__(classes)
+        self.steps = steps
 
     def forward(self, pixels: Tensor, frozen: int = 0) -> tuple[Tensor, Tensor]:
         """As :meth:`CellNet.forward`."""
         x = pixels
-        for step in self.backbone.steps[STEPS:]:
+        for step in self.backbone.steps[self.steps :]:
             x = step(x)
         features = self.dropout(x)
         gate = self.gate(features)
@@ -170,19 +193,26 @@ def train_on_views(fields: list[Field], recipe: Recipe, views: Views, *, backbon
 
     Args:
         fields: All labelled fields; the recipe chooses.
-        recipe: What to do; at least :data:`STEPS` frozen steps.
+        recipe: What to do; as many frozen steps as the views have behind them.
         views: Drawn from those fields.
         backbone: The ImageNet weights with which the views were made.
         out: Folder of the training.
+
+    Raises:
+        WsiError: The recipe freezes more or fewer steps.
     """
+    if recipe.frozen_blocks != views.steps:
+        raise WsiError(
+            f"views of {views.steps} steps, and a recipe that freezes {recipe.frozen_blocks}", hint="draw others"
+        )
     claim(out, recipe)
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     sampler = ViewSampler(views, recipe.chosen(fields), recipe)
-    network = UpperNet(len(recipe.classes))
+    network = UpperNet(len(recipe.classes), views.steps)
     load_weights(network.backbone, backbone)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
-    average = UpperNet(len(recipe.classes))
+    average = UpperNet(len(recipe.classes), views.steps)
     average.load_state_dict(network.state_dict())
     run(Trainer(recipe, network, average, out), sampler, print_rows)
     return load_trained(out)
@@ -199,6 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, required=True, help="file (.npz)")
     parser.add_argument("--count", type=int, default=18_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS, help="frozen steps of the network that are run (default 8)")
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
@@ -209,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
     pixels = [load(f, RECIPE.mpp) for f in fields]
     sampler = Sampler(pixels, RECIPE.classes, RECIPE.joins, RECIPE.shares, cell_px=STRIDE_PX, seed=asked.seed)
-    make_views(network, sampler, list(_names(fields)), asked.count, asked.seed).save(asked.to)
+    make_views(network, sampler, list(_names(fields)), asked.count, asked.seed, asked.steps).save(asked.to)
 
 
 if __name__ == "__main__":
