@@ -192,20 +192,42 @@ def case_bootstrap(
     return Interval(figure(np.arange(len(cases))), float(low), float(high), len(first))
 
 
-RULES = ("sum", "vote", "average", "exist", "exist-3")
+def balanced_by_case(
+    true: np.ndarray, predicted: np.ndarray, classes: int, cases: np.ndarray, strata: np.ndarray | None = None
+) -> Interval:
+    """Balanced accuracy with its interval by :func:`case_bootstrap`, from the counts of each case.
+
+    Args:
+        true, predicted, classes: As for :func:`confusion`.
+        cases, strata: As for :func:`case_bootstrap`.
+    """
+    names, first, of_row = np.unique(cases, return_index=True, return_inverse=True)
+    flat = (of_row * classes + true) * (classes + 1) + np.minimum(predicted, classes)
+    counts = np.bincount(flat, minlength=len(names) * classes * (classes + 1)).reshape(-1, classes, classes + 1)
+    groups = None if strata is None else strata[first]
+    return case_bootstrap(lambda picked: balanced_accuracy(counts[picked].sum(axis=0)), names, groups)
+
+
+RULES = ("weighted", "sum", "vote", "average", "exist", "exist-3")
 """Ways to one answer from many tiles."""
+_LEAST_WEIGHT = 1e-3
 
 
-def aggregate(probability: np.ndarray, group: np.ndarray, rule: str = "average") -> tuple[np.ndarray, np.ndarray]:
+def aggregate(
+    probability: np.ndarray, group: np.ndarray, rule: str = "average", weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """One row of scores per image, case or slide from the rows of its tiles.
 
-    ``sum`` and ``average`` add and average probabilities, ``vote`` counts predictions. ``exist`` takes the last class
-    (classes are listed by rising severity) that any tile was given, ``exist-3`` the last that three tiles were given.
+    ``weighted`` averages the logarithms of probabilities (for softmax: the scores themselves), each tile weighted by
+    the part of it that may be judged. ``sum`` and ``average`` add and average probabilities, ``vote`` counts
+    predictions. ``exist`` takes the last class (classes are listed by rising severity) that any tile was given,
+    ``exist-3`` the last that three tiles were given.
 
     Args:
         probability: (N, classes).
         group: What each tile belongs to, (N,).
         rule: One of :data:`RULES`.
+        weight: For ``weighted``: of each tile, (N,); None: all alike.
 
     Returns:
         Groups, sorted, (M,), and their scores (M, classes): the prediction is the largest.
@@ -214,6 +236,13 @@ def aggregate(probability: np.ndarray, group: np.ndarray, rule: str = "average")
         raise WsiError(f"there is no rule '{rule}' to join tiles", hint=f"use one of {', '.join(RULES)}")
     names, of_row = np.unique(group, return_inverse=True)
     classes = probability.shape[1]
+    if rule == "weighted":
+        share = np.ones(len(probability)) if weight is None else np.maximum(weight, _LEAST_WEIGHT)
+        logs = np.log(np.maximum(probability, np.finfo(np.float32).tiny)) * share[:, None]
+        total = np.stack([np.bincount(of_row, logs[:, c], len(names)) for c in range(classes)], axis=1)
+        mean = total / np.bincount(of_row, share, len(names))[:, None]
+        score = np.exp(mean - mean.max(axis=1, keepdims=True))
+        return names, score / score.sum(axis=1, keepdims=True)
     total = np.stack([np.bincount(of_row, probability[:, c], len(names)) for c in range(classes)], axis=1)
     if rule == "sum":
         return names, total

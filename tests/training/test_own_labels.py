@@ -267,7 +267,7 @@ def test_a_table_with_a_case_in_two_folds_is_refused(tmp_path):
     write_folders(tmp_path)
     rows = [{"file": f"Benign/p{i}/0.png", "class": "Benign", "case": "c", "fold": i, "mpp": 0.5} for i in range(2)]
     write_table(tmp_path, rows)
-    with pytest.raises(WsiError, match="1 cases are in two folds: c"):
+    with pytest.raises(WsiError, match="1 case is in two folds: c"):
         read_labels(tmp_path)
 
 
