@@ -135,7 +135,14 @@ def field_tiles(card: Card, field: Field) -> tuple[np.ndarray, np.ndarray]:
     return seen.pixels, seen.corners(card.input.size_px)
 
 
-def score_images(card: Card, fields: Sequence[Field], runtime: Runtime, *, progress: Progress = no_progress) -> Rows:
+def score_images(
+    card: Card,
+    fields: Sequence[Field],
+    runtime: Runtime,
+    *,
+    progress: Progress = no_progress,
+    edit: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Rows:
     """Score every image, cut into tiles that lie inside it as far as it is large enough.
 
     Args:
@@ -143,6 +150,7 @@ def score_images(card: Card, fields: Sequence[Field], runtime: Runtime, *, progr
         fields: Labelled images.
         runtime: Its session.
         progress: Called with images done and images in all.
+        edit: Changes an image beforehand, uint8 (rows, cols, 3) at the model's µm/px: to see what damage does.
     """
     side = card.input.size_px
 
@@ -150,7 +158,8 @@ def score_images(card: Card, fields: Sequence[Field], runtime: Runtime, *, progr
         for done, field in enumerate(fields, start=1):
             seen = see(card, field).at_least(side)
             corners = seen.corners(side)
-            yield runtime.scores(seen.pixels, corners), seen.drawn(corners, side)
+            pixels = edit(seen.pixels) if edit else seen.pixels
+            yield runtime.scores(pixels, corners), seen.drawn(corners, side)
             progress(done, len(fields))
 
     return _rows(card, fields, parts())

@@ -13,9 +13,12 @@ import numpy as np
 
 from wsiengine.errors import WsiError
 from wsiengine.evaluating import Progress, Rows, no_progress
+from wsiengine.geometry import Box, Size
 from wsiengine.inference import infer
+from wsiengine.labelled_sets import check_words
 from wsiengine.models.card import Card
 from wsiengine.regions import load_classified, rasterise
+from wsiengine.slides import open_slide
 from wsiengine.tasks.classify import decode
 from wsiengine.training.data import Field
 from wsiengine.training.slides import SlideLabels
@@ -64,6 +67,35 @@ def choose_slides(slides: Sequence[SlideLabels], folds: Sequence[int] | None) ->
     return chosen
 
 
+def check_annotations(slides: Sequence[SlideLabels], card: Card, said: Words) -> None:
+    """Refuse annotations that cannot be used, before anything is run.
+
+    Raises:
+        WsiError: A slide or its annotations cannot be read, a label that is mapped or apart does not occur, or no
+            annotation is of a class of the model.
+    """
+    labels: set[str] = set()
+    for row in slides:
+        slide = open_slide(row.slide, mpp=row.mpp)
+        try:
+            labels |= _areas(row, slide.info.size_l0, slide.info.bounds_l0).keys()
+        finally:
+            slide.close()
+    names = [m.name for m in card.map_classes]
+    check_words(said.merge, said.apart, labels, names, "annotation")
+    if not {said.merge.get(label, label) for label in labels} & set(names):
+        raise WsiError(
+            f"no annotation is of a class of the model ({', '.join(names)}): theirs are {', '.join(sorted(labels))}",
+            hint='set the classes in QuPath, or say which is which: --map "Tumour=Adenocarcinoma"',
+        )
+
+
+def _areas(row: SlideLabels, size_l0: Size, bounds_l0: Box | None) -> dict[str, Any]:
+    """Geometry by label; QuPath itself leaves out what has no class, and classes whose names end with an asterisk."""
+    found = load_classified(row.annotations, size_l0=size_l0, bounds_l0=bounds_l0, name="annotations")
+    return {name: area for name, area in found.items() if name is not None and not name.endswith("*")}
+
+
 def score_slides(
     slides: Sequence[SlideLabels],
     card: Card,
@@ -86,38 +118,30 @@ def score_slides(
         **options: Fields of :class:`wsiengine.preparing.Request`.
 
     Raises:
-        WsiError: A slide, its annotations or the model cannot be used, or no annotation is of a class of the model.
+        WsiError: As :func:`check_annotations`; or a run failed.
     """
+    check_annotations(slides, card, said)
+    names = tuple(m.name for m in card.map_classes)
     uncounted, fields, parts = Uncounted(), [], []
     for number, row in enumerate(slides):
         folder = runs / f"{number:03d}-{row.slide.stem}"
         given: dict[str, Any] = {"mpp": row.mpp, **options}
         infer(row.slide, model, folder, **given)
         for label, cells in _cells(row, Truth.load(folder / "probability.zarr"), said, uncounted):
-            if label not in {m.name for m in card.map_classes} and label not in said.apart:
+            if label not in (*names, *said.apart):
                 uncounted.labels[label] += len(cells)
                 continue
             fields.append(_field(row, label))
             parts.append(cells)
         progress(number + 1, len(slides))
-    names = tuple(m.name for m in card.map_classes)
-    if not any(f.label in names for f in fields):
-        have = ", ".join(sorted(uncounted.labels)) or "none"
-        raise WsiError(
-            f"no annotation is of a class of the model ({', '.join(names)}): theirs are {have}",
-            hint='set the classes in QuPath, or say which is which: --map "Tumour=Adenocarcinoma"',
-        )
     return _rows(card, names, fields, parts), uncounted
 
 
 def _cells(row: SlideLabels, truth: Truth, said: Words, uncounted: Uncounted) -> list[tuple[str, np.ndarray]]:
     """By label, the map's values in each cell under its annotations: uint8 (cells, channels)."""
     lattice = truth.grid.lattice
-    areas = load_classified(row.annotations, size_l0=lattice.slide_l0, bounds_l0=truth.bounds_l0, name="annotations")
     masks: dict[str, np.ndarray] = {}
-    for name, area in areas.items():
-        if name is None or name.endswith("*"):  # QuPath itself leaves out classes whose names end with an asterisk
-            continue
+    for name, area in _areas(row, lattice.slide_l0, truth.bounds_l0).items():
         label = said.merge.get(name, name)
         inside = rasterise(area, lattice)
         masks[label] = masks[label] | inside if label in masks else inside

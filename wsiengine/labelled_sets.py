@@ -12,7 +12,7 @@ across and down, instead of what its labels.csv says. ``map`` gives labels the n
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,8 @@ def gather(sets: Sequence[LabelledSet], classes: Sequence[str], folds: Sequence[
             model's classes, no image is left, or a mask is missing or has another size than its image.
     """
     fields = [f for one in sets for f in _fields(one, several=len(sets) > 1)]
-    _check_words(sets, {f.finding for f in fields}, classes)
-    apart = {label for one in sets for label in one.apart}
+    merge, apart = {label for one in sets for label in one.merge}, {label for one in sets for label in one.apart}
+    check_words(merge, apart, {f.finding for f in fields}, classes, "image")
     labels = sorted({f.label for f in fields} - apart)
     if not set(labels) & set(classes):
         raise WsiError(
@@ -145,18 +145,26 @@ def _fields(one: LabelledSet, *, several: bool) -> list[Field]:
     ]
 
 
-def _check_words(sets: Sequence[LabelledSet], said: set[str], classes: Sequence[str]) -> None:
-    """A label that nobody uses is a slip of the pen: images would be left out, or counted, without a word."""
-    mapped, apart = (
-        {label for one in sets for label in words(one)} for words in (lambda s: s.merge, lambda s: s.apart)
-    )
-    for words, option in ((mapped, "--map"), (apart, "--apart")):
+def check_words(merge: Iterable[str], apart: Iterable[str], said: set[str], classes: Sequence[str], what: str) -> None:
+    """Refuse labels that nobody uses: a slip of the pen, by which others would be left out or counted.
+
+    Args:
+        merge: Labels that are mapped to classes.
+        apart: Labels that are scored outside the figures.
+        said: Labels that there are.
+        classes: Of the model.
+        what: Has labels: an image, or an annotation.
+
+    Raises:
+        WsiError: A label does not occur, or is to be told apart and counted.
+    """
+    for words, option in ((set(merge), "--map"), (set(apart), "--apart")):
         if unknown := sorted(words - said):
             raise WsiError(
-                f"{option} names {', '.join(unknown)}: no image has that label",
+                f"{option} names {', '.join(unknown)}: no {what} has that label",
                 hint=f"labels are {', '.join(sorted(said))}",
             )
-    if counted := sorted(apart & ({*classes} | mapped)):
+    if counted := sorted(set(apart) & {*classes, *merge}):
         raise WsiError(
             f"{', '.join(counted)} is to be told apart and counted as a class: needed one or the other",
             hint="leave it out of --apart, or out of --map",
