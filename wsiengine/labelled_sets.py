@@ -17,8 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from wsiengine.datasets.images import picture_size
 from wsiengine.errors import CardError, WsiError
 from wsiengine.models.fields import Fields
 from wsiengine.training.data import Field
@@ -189,19 +188,10 @@ def check_masks(fields: Sequence[Field]) -> None:
 def _mask_problem(image: Path, mask: Path) -> str:
     if not mask.is_file():
         return f"{mask.name} is not there"
-    sizes = [_size(file) for file in (image, mask)]
+    sizes = [picture_size(file) for file in (image, mask)]
     if sizes[1] is None:
         return f"{mask.name} is no image"
     if sizes[0] is None or sizes[0] == sizes[1]:
         return ""  # an image that only the engine reads is judged when it is read
     (width, height), (cols, rows) = sizes[0], sizes[1]
     return f"{mask.name} is {cols} × {rows} px, its image {width} × {height} px"
-
-
-def _size(file: Path) -> tuple[int, int] | None:
-    """(width, height) by the file's header; None where it is no picture that Pillow knows."""
-    try:
-        with Image.open(file) as picture:
-            return picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
