@@ -193,19 +193,40 @@ def case_bootstrap(
 
 
 def balanced_by_case(
-    true: np.ndarray, predicted: np.ndarray, classes: int, cases: np.ndarray, strata: np.ndarray | None = None
+    true: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    cases: np.ndarray,
+    strata: np.ndarray | None = None,
+    *,
+    repeats: int = 2000,
 ) -> Interval:
-    """Balanced accuracy with its interval by :func:`case_bootstrap`, from the counts of each case.
+    """Balanced accuracy with the interval of :func:`case_bootstrap` (95 %), from the counts of each case.
+
+    How often a case is drawn is multinomial; so all draws are one product of matrices, however many rows there are.
 
     Args:
         true, predicted, classes: As for :func:`confusion`.
-        cases, strata: As for :func:`case_bootstrap`.
+        cases, strata, repeats: As for :func:`case_bootstrap`.
     """
+    if not len(cases):
+        raise WsiError("there is nothing to evaluate: no row is left", hint="check the labels and the chosen folds")
     names, first, of_row = np.unique(cases, return_index=True, return_inverse=True)
     flat = (of_row * classes + true) * (classes + 1) + np.minimum(predicted, classes)
-    counts = np.bincount(flat, minlength=len(names) * classes * (classes + 1)).reshape(-1, classes, classes + 1)
-    groups = None if strata is None else strata[first]
-    return case_bootstrap(lambda picked: balanced_accuracy(counts[picked].sum(axis=0)), names, groups)
+    counts = np.bincount(flat, minlength=len(names) * classes * (classes + 1)).reshape(len(names), -1)
+    group = np.zeros(len(names), int) if strata is None else np.unique(strata[first], return_inverse=True)[1]
+    rng = np.random.default_rng(0)
+    total = np.zeros((repeats, counts.shape[1]))
+    for g in range(group.max() + 1):
+        members = np.flatnonzero(group == g)
+        total += rng.multinomial(len(members), np.full(len(members), 1 / len(members)), repeats) @ counts[members]
+    drawn = total.reshape(repeats, classes, classes + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = np.diagonal(drawn, axis1=1, axis2=2) / drawn.sum(axis=2)
+    has = np.isfinite(recall).any(axis=1)
+    low, high = np.quantile(np.nanmean(recall[has], axis=1), [0.025, 0.975])
+    value = balanced_accuracy(counts.sum(axis=0).reshape(classes, classes + 1))
+    return Interval(value, float(low), float(high), len(names))
 
 
 RULES = ("weighted", "sum", "vote", "average", "exist", "exist-3")

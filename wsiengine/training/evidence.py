@@ -3,7 +3,7 @@
     python -m wsiengine.training.evidence --model wsiengine/models/zoo/crc5 --data DIR --folds 0
 
 The command that was run stands on the card, so that whoever has the data gets the same figures. The sets that it takes
-(``--sets own``) are ``sets.json`` in the model's folder.
+(``--sets own``) are ``sets.json`` in the model's folder. Prints the rows of the table in docs/crc5.md.
 """
 
 import argparse
@@ -88,6 +88,28 @@ def describe(figures: Mapping[str, Any], sets: Mapping[str, Any]) -> str:
     )
 
 
+def page_rows(report: Mapping[str, Any]) -> list[str]:
+    """The rows of the table in docs/crc5.md."""
+    rows = []
+    for level in ("image", "tile", "case"):
+        parts = {"all": report, **report.get("sets", {})}
+        for name, part in parts.items():
+            found = part[level]
+            spans = [found[key] for key in ("balanced_accuracy", "balanced_accuracy_likeliest")]
+            bounds = " | ".join(f"{s['low']:.3f} | **{s['value']:.3f}** | {s['high']:.3f}" for s in spans)
+            recall, ranking = (_three(found["per_class"], key) for key in ("recall", "auroc"))
+            rows.append(
+                f"| {level}, {name} | {bounds} | {found['n']:,} ({found['cases']}) | {recall} | {ranking} | "
+                f"{found['calibration_error']:.3f} |"
+            )
+    return rows
+
+
+def _three(classes: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    digits = 3 if key == "auroc" else 2
+    return " · ".join("–" if of[key] is None else f"{of[key]:.{digits}f}" for of in classes.values())
+
+
 def _elsewhere(figures: Mapping[str, Any]) -> str:
     """The same training on laboratories that it did not see: each left out, or all but one."""
     splits = figures.get("splits", {})
@@ -125,7 +147,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds crc/")
     parser.add_argument("--folds", default="0", help="that it was not trained on (default 0)")
     asked = parser.parse_args(arguments)
-    write_evidence(asked.model, measure(asked.model, asked.data, asked.folds), asked.folds)
+    report = measure(asked.model, asked.data, asked.folds)
+    write_evidence(asked.model, report, asked.folds)
+    print("\n".join(page_rows(report)))
 
 
 if __name__ == "__main__":
