@@ -127,14 +127,16 @@ def _where(rows: list[dict[str, str]], where: Mapping[str, str], table: Path) ->
 
 
 def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
-    """The same fields with folds: whole cases, every class spread as evenly as its cases allow.
+    """The same fields with folds: whole cases, every label of the set spread as evenly as its cases allow.
 
+    The set's own labels count, not what they are mapped to: a fold that a training left out is the same fold for
+    whoever evaluates it with other words.
     Cases go by a hash of their name into the fold that has fewest cases of their class, so that the same labels always
     give the same folds.
     """
     classes = defaultdict(list)
     for f in fields:
-        classes[f.case].append(f.label)
+        classes[f.case].append(f.finding)
     main = {case: Counter(sorted(labels)).most_common(1)[0][0] for case, labels in classes.items()}
     place: dict[str, int] = {}
     load: Counter[tuple[str, int]] = Counter()
