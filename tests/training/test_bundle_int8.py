@@ -7,10 +7,10 @@ from onnx import numpy_helper
 
 from tests.data import data_dir
 from wsiengine.evaluating import score_images
+from wsiengine.evaluation_report import predicted
 from wsiengine.models.registry import load_model
 from wsiengine.models.session import open_runtime
 from wsiengine.training.data import CLASSES, read_fields
-from wsiengine.training.precisions import answers
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def test_a_sample_of_held_out_tissue_agrees(card):
     fields = [f for f in read_fields(data_dir()) if f.fold == 0 and f.label in CLASSES][::8]
     below = card.uncertain.below
     whole, other = (
-        answers(score_images(card, fields, open_runtime(card, kind, device="cpu")), below) for kind in ("fp32", "int8")
+        predicted(score_images(card, fields, open_runtime(card, kind, device="cpu")), below)
+        for kind in ("fp32", "int8")
     )
     assert len(whole) > 100
     same = float((whole == other).mean())

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiengine.models.card import Card
@@ -12,16 +13,19 @@ if TYPE_CHECKING:
     from wsiengine.datasets.rows import DetectionSet
 
 
-def run(args: argparse.Namespace, card: Card, merge: dict[str, str], folds: Sequence[int] | None) -> int:
-    """Score the model on the annotated images of ``args.data``; print a table, or JSON."""
+def run(args: argparse.Namespace, data: Path, card: Card, merge: dict[str, str], folds: Sequence[int] | None) -> int:
+    """Score the model on the annotated images of ``data``; print a table, or JSON."""
+    from wsiengine.commands.evaluate import counter
     from wsiengine.datasets.reading import read_detections
     from wsiengine.evaluating_detection import score_detector
     from wsiengine.output import make_folder
 
-    found = renamed(read_detections(args.data), merge).chosen(folds)
+    found = renamed(read_detections(data), merge).chosen(folds)
     if args.source_mpp:
         found = replace(found, images=tuple(replace(row, mpp_yx=args.source_mpp) for row in found.images))
-    report = score_detector(found, card, args.model, device=args.device, threads=args.threads)
+    report = score_detector(
+        found, card, args.model, progress=counter("images"), device=args.device, threads=args.threads
+    )
     if args.output:
         make_folder(args.output)
         (args.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

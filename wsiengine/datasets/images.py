@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from wsiengine.datasets.rows import damaged
 
@@ -34,6 +35,15 @@ def read_pixels(file: Path) -> np.ndarray:
     if pixels is None:
         raise damaged(file, "it is no image that can be decoded", "convert it to PNG, JPEG, TIFF or PGM")
     return to_rgb8(np.ascontiguousarray(pixels[..., ::-1]))
+
+
+def picture_size(file: Path) -> tuple[int, int] | None:
+    """(width, height) by the file's header; None where it is no picture that Pillow knows."""
+    try:
+        with Image.open(file) as picture:
+            return picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def to_rgb8(pixels: np.ndarray) -> np.ndarray:

@@ -86,6 +86,7 @@ class Card:
     terms: str | None = None
     intended_use: str = ""
     training_command: str = ""
+    evaluation_command: str = ""
 
     @property
     def map_classes(self) -> tuple[MapClass, ...]:
@@ -165,6 +166,7 @@ class Card:
             "terms": self.terms,
             "intended_use": self.intended_use,
             "training_command": self.training_command,
+            "evaluation_command": self.evaluation_command,
         }
 
 
@@ -223,6 +225,7 @@ def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
         terms=top.text_or_none("terms"),
         intended_use=top.text("intended_use", ""),
         training_command=top.text("training_command", ""),
+        evaluation_command=top.text("evaluation_command", ""),
         folder=Path(folder),
     )
     top.finish()

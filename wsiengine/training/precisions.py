@@ -19,7 +19,8 @@ import onnx
 import torch
 
 from wsiengine.errors import CardError, WsiError
-from wsiengine.evaluating import Rows, choose, field_tiles, report, score_images
+from wsiengine.evaluating import field_tiles, score_images
+from wsiengine.evaluation_report import Account, predicted, report
 from wsiengine.models.card import Card, load_card, parse_card
 from wsiengine.models.integrity import file_sha256
 from wsiengine.models.parts import InputSpec
@@ -32,7 +33,6 @@ from wsiengine.training.rounding import Rounded, Training
 
 _TILES = 1600  # of the training side, in memory at once
 _SPEED_TILES = 40
-_OTHER = 1_000  # an answer that is no class
 
 
 def add_precisions(
@@ -73,7 +73,9 @@ def add_precisions(
             f"there are {len(trained)} images to train on and {len(held_out)} to measure on: needed both",
             hint="choose another --test-fold, or add cases",
         )
-    tested = choose(held_out, [c.name for c in card.map_classes])
+    tested = [f for f in held_out if f.label in {c.name for c in card.map_classes}]
+    if not tested:
+        raise WsiError("no held-out image is labelled as a class of the model", hint="rename labels with --map")
     facts = {}
     for kind in wanted:
         file = folder / f"{card.at(REFERENCE).model_path.stem}.{kind}.onnx"
@@ -179,14 +181,13 @@ def measure(card: Card, kind: str, fields: Sequence[Field]) -> dict[str, Any]:
     """
     runtimes = [Runtime(card.at(k), device="cpu") for k in (REFERENCE, kind)]
     whole, other = (score_images(card, fields, runtime) for runtime in runtimes)
-    below = card.uncertain.below if card.uncertain else 0.0
-    classes = [c.name for c in card.map_classes]
-    reports = [report(rows, classes, below=below) for rows in (whole, other)]
+    how = Account.of(card)
+    reports = [report(rows, how) for rows in (whole, other)]
     lost = {}
     for level in ("tile", "image"):
         before, after = (found[level]["balanced_accuracy"]["value"] for found in reports)
         lost[level] = round(100 * (before - after), 2)
-    same = answers(whole, below) == answers(other, below)
+    same = predicted(whole, how.below) == predicted(other, how.below)
     alike = whole.probability.argmax(1) == other.probability.argmax(1)
     return {
         "agreement": round(float(same.mean()), 4),
@@ -199,12 +200,6 @@ def measure(card: Card, kind: str, fields: Sequence[Field]) -> dict[str, Any]:
         "cases": len({f.case for f in fields}),
         "speed": round(_speed(runtimes, card, fields[0]), 2),
     }
-
-
-def answers(rows: Rows, below: float) -> np.ndarray:
-    """What is said of each tile: a class, or that there is none to be said, or that none is likely enough."""
-    best, most = rows.probability.argmax(1), rows.probability.max(1)
-    return np.where(~rows.judged, _OTHER, np.where(most < below, _OTHER + 1, best))
 
 
 def _speed(runtimes: Sequence[Runtime], card: Card, field: Field) -> float:
