@@ -1,5 +1,6 @@
 """Views: drawn once, used by the trainings whose side they belong to; the network above them is the whole one's."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import VIEW_RECIPE
 from wsiengine.training.data import load, read_fields
 from wsiengine.training.loop import load_trained
+from wsiengine.training.release import command
 from wsiengine.training.sampling import UNREADABLE, Sampler
 from wsiengine.training.scoring import image_name
 
@@ -64,6 +66,7 @@ def test_views_come_back_from_files(drawn, tmp_path):
     both = views.Views.read([tmp_path / "a.npz", tmp_path / "a.npz"])
     np.testing.assert_array_equal(both.maps[120:], drawn.maps)
     assert both.field.tolist() == drawn.field.tolist() * 2
+    assert both.drawn == ((120, 3), (120, 3))
 
 
 def test_views_of_other_steps_do_not_go_together(fields, network, drawn, from_chance, tmp_path):
@@ -134,6 +137,12 @@ def test_training_on_views_leaves_a_trainings_folder(fields, drawn, from_chance,
     network = views.train_on_views(fields, RECIPE, drawn, backbone=None, out=tmp_path / "run")
     again = load_trained(tmp_path / "run")
     assert type(again) is type(network) is CellNet  # it takes pixels
+    said = json.loads((tmp_path / "run" / views.DRAWN).read_text())
+    assert command(RECIPE, said) == (
+        "python -m wsiengine.training.views --data DIR --to views3.npz --count 120 --seed 3 --steps 8 --threads 1 && "
+        "python -m wsiengine.training.crc5 --data DIR --out RUN --views views3.npz --folds 1 --iterations 3 --seed 0 "
+        "--threads 1"
+    )
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
     with pytest.raises(OutputConflict, match="another recipe"):
         views.train_on_views(fields, replace(RECIPE, seed=1), drawn, backbone=None, out=tmp_path / "run")

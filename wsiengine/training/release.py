@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,19 +20,20 @@ from typing import Any
 from wsiengine.classes import COLOURS
 from wsiengine.labelled_sets import FILE as SETS
 from wsiengine.training.cells import STRIDE_PX, CellNet
-from wsiengine.training.crc5 import RECIPE, VIEW_RECIPE
+from wsiengine.training.crc5 import RECIPE
 from wsiengine.training.data import CLASSES, POLYP, Field, check_leak, read_fields
 from wsiengine.training.decision import MiddleRule
 from wsiengine.training.evidence import ABOUT, measure, write_evidence
 from wsiengine.training.export import export_onnx
-from wsiengine.training.figures import GATE_MINIMUM, best_temperature, uncertain_below
+from wsiengine.training.figures import GATE_MINIMUM, LEAST_SURE, best_temperature, uncertain_below
 from wsiengine.training.loop import load_trained
 from wsiengine.training.mobilenet import CELL_OFFSET_PX
 from wsiengine.training.other_stain import StainRule, silence_other_stains
 from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import TILE_PX, Scores, load_scores
+from wsiengine.training.views import DRAWN
 
-VERSION = "1.1"
+VERSION = "1.2"
 STAINS = StainRule(1.55, 1.62)
 """0.5 % of the cells of H&E-stained training tissue (folds 1 to 4) exceed the first."""
 GRADES = ("Adenocarcinoma well", "Adenocarcinoma moderate", "Adenocarcinoma poor")
@@ -133,19 +135,30 @@ def card(recipe: Recipe, bundle: Bundle, figures: dict[str, Any], folder: Path) 
         "licence": bundle.licence,
         "terms": f"LICENSES/{bundle.name}.txt",
         "intended_use": bundle.intended_use,
-        "training_command": command(recipe),
+        "training_command": command(recipe, figures.get("views")),
     }
 
 
-def command(recipe: Recipe) -> str:
-    """The command that trains again; VIEWS comes from ``python -m wsiengine.training.views --data DIR --to VIEWS``."""
+def command(recipe: Recipe, views: Mapping[str, Any] | None = None) -> str:
+    """The commands that train again.
+
+    Args:
+        recipe: Of the network.
+        views: How its views were drawn (:data:`wsiengine.training.views.DRAWN`); None: it was trained on tiles.
+    """
+    lines, files = [], []
+    for count, seed in views["drawn"] if views else ():
+        files.append(f"views{seed}.npz")
+        words = ["python", "-m", "wsiengine.training.views", "--data", "DIR", "--to", files[-1]]
+        words += ["--count", count, "--seed", seed, "--steps", views["steps"], "--threads", 1]
+        lines.append(shlex.join(map(str, words)))
     words = ["python", "-m", "wsiengine.training.crc5", "--data", "DIR", "--out", "RUN"]
-    words += ["--views", "VIEWS"] if recipe.frozen_blocks == VIEW_RECIPE.frozen_blocks else []
+    words += ["--views", *files] if files else []
     words += ["--folds", ",".join(map(str, recipe.folds))]
     if set(recipe.sources) != set(RECIPE.sources):
         words += ["--sources", ",".join(recipe.sources)]
-    words += ["--iterations", str(recipe.iterations), "--seed", str(recipe.seed), "--threads", str(recipe.threads)]
-    return shlex.join(words)
+    words += ["--iterations", str(recipe.iterations), "--seed", str(recipe.seed)]
+    return " && ".join([*lines, shlex.join(map(str, [*words, "--threads", recipe.threads]))])
 
 
 def _class(name: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -179,10 +192,10 @@ def gather(recipe: Recipe, fields: list[Field], siblings: Scores | None, splits:
     trained = recipe.chosen(fields)
     held = [f for f in fields if f.source in recipe.sources and f.fold not in recipe.folds]
     check_leak(trained, held)
-    temperature, uncertain = 1.0, {"below": 0.5}
+    temperature, uncertain = 1.0, {"below": LEAST_SURE}
     if siblings is not None:
         temperature = round(best_temperature(siblings), 3)
-        uncertain = uncertain_below(siblings, temperature, reject=0.01)
+        uncertain = uncertain_below(siblings, temperature, reject=0.0)
     return {
         "split": f"folds {_list({f.fold for f in held})}, trained on {_list(set(recipe.folds))}",
         "temperature": temperature,
@@ -236,7 +249,9 @@ def main(arguments: list[str] | None = None) -> None:
     network = rule.built_in(load_trained(asked.run))
     siblings = rule.applied(load_scores(asked.out_of_fold, fields)) if asked.out_of_fold else None
     splits = {name: found for name, found in said.items() if not asked.only or name in asked.only}
-    figures = gather(recipe, fields, siblings, splits) | {"middle": rule.__dict__, "stains": STAINS.__dict__}
+    views = asked.run / DRAWN
+    drawn = {"views": json.loads(views.read_text(encoding="utf-8"))} if views.exists() else {}
+    figures = gather(recipe, fields, siblings, splits) | drawn | {"middle": rule.__dict__, "stains": STAINS.__dict__}
     write_model(network, recipe, BUNDLES[asked.model], asked.to, figures)
     held = ",".join(str(fold) for fold in sorted({f.fold for f in fields} - set(recipe.folds)))
     write_evidence(asked.to, measure(asked.to, asked.data, held), held)

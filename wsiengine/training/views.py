@@ -8,6 +8,7 @@ field of stain, belong to its training side.
 """
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from wsiengine.training.scoring import image_name
 STEPS = 8
 """Frozen steps whose outcome is kept: MobileNetV2 up to the first step of its stride of 16 px."""
 SIDE_PX = 160
+DRAWN = "views.json"
+"""In the folder of a training: how its views were drawn."""
 _NEGATIVE, _SPOILT = 0.12, 0.055
 """Part of a batch without a class to learn, and of unreadable tiles: as they come about among views."""
 _OTHER_SHARE = 0.3
@@ -49,6 +52,7 @@ class Views:
         field: Name of the field it was cut from, (N,).
         like: Name of the field whose stain it took on, (N,); empty: none.
         steps: Frozen steps that the maps come from.
+        drawn: (count, seed) of every drawing that they come from.
     """
 
     maps: np.ndarray
@@ -57,6 +61,7 @@ class Views:
     field: np.ndarray
     like: np.ndarray
     steps: int = STEPS
+    drawn: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def read(cls, files: list[Path]) -> "Views":
@@ -70,7 +75,8 @@ class Views:
         if len(steps) > 1:
             raise WsiError(f"views of {steps[0]} and of {steps[-1]} steps do not go together", hint="draw them alike")
         columns = (np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like"))
-        return cls(*columns, steps=steps[0])
+        drawn = tuple((int(count), int(seed)) for part in parts for count, seed in part["drawn"])
+        return cls(*columns, steps=steps[0], drawn=drawn)
 
     def save(self, file: Path) -> None:
         """Write as ``.npz``."""
@@ -101,7 +107,7 @@ def make_views(
         ]
     labels, epithelium, field, like = zip(*drawn, strict=True)
     columns = (np.concatenate(maps), np.array(labels), np.stack(epithelium), np.array(field), np.array(like))
-    return Views(*columns, steps=steps)
+    return Views(*columns, steps=steps, drawn=((count, seed),))
 
 
 def _lower(network: CellNet, tiles: np.ndarray, steps: int) -> np.ndarray:
@@ -206,6 +212,7 @@ def train_on_views(fields: list[Field], recipe: Recipe, views: Views, *, backbon
             f"views of {views.steps} steps, and a recipe that freezes {recipe.frozen_blocks}", hint="draw others"
         )
     claim(out, recipe)
+    (out / DRAWN).write_text(json.dumps({"steps": views.steps, "drawn": views.drawn}) + "\n", encoding="utf-8")
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     sampler = ViewSampler(views, recipe.chosen(fields), recipe)
