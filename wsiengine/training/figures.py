@@ -189,8 +189,12 @@ def uncertain_below(scores: Scores, temperature: float, *, reject: float = 0.05)
     return {
         "below": below,
         "rejected": round(float(np.average(~sure, weights=weight)), 3),
-        "right_above": round(float(np.average(right[sure], weights=weight[sure])), 3),
-        "right_below": round(float(np.average(right[~sure], weights=weight[~sure])), 3) if (~sure).any() else None,
+        "right_above": _share_right(right, weight, sure),
+        "right_below": _share_right(right, weight, ~sure),
         "cases": len(np.unique(rows.column("case"))),
         "tiles": len(claimed),
     }
+
+
+def _share_right(right: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> float | None:
+    return round(float(np.average(right[rows], weights=weight[rows])), 3) if rows.any() else None
