@@ -87,6 +87,7 @@ def run_split(name: str, fields: list[Field], views: Views, backbone: Path, out:
     split = splits()[name]
     fields = grouped(fields, split.grouping)
     recipe, chosen = recipe_of(split, fields)
+    recipe = replace(recipe, frozen_blocks=views.steps)
     check_leak(recipe.chosen(fields), chosen)
     network = train_on_views(fields, recipe, views, backbone=backbone, out=out / name)
     gated = any(f.mask is not None for f in recipe.chosen(fields))

@@ -72,21 +72,21 @@ def test_views_come_back_from_files(drawn, tmp_path):
 def test_views_of_other_steps_do_not_go_together(fields, network, drawn, from_chance, tmp_path):
     pixels = [load(f, 1.0) for f in fields]
     sampler = Sampler(pixels, RECIPE.classes, RECIPE.joins, RECIPE.shares, cell_px=STRIDE_PX, seed=0)
-    later = views.make_views(network, sampler, [image_name(f) for f in fields], 3, seed=3, steps=14)
-    assert (drawn.maps.shape[3], later.maps.shape[3]) == (64, 96)
-    later.save(tmp_path / "later.npz")
+    earlier = views.make_views(network, sampler, [image_name(f) for f in fields], 3, seed=3, steps=8)
+    assert (drawn.maps.shape[3], earlier.maps.shape[3]) == (96, 64)
+    earlier.save(tmp_path / "earlier.npz")
     drawn.save(tmp_path / "drawn.npz")
-    assert views.Views.read([tmp_path / "later.npz"]).steps == 14
+    assert views.Views.read([tmp_path / "earlier.npz"]).steps == 8
     with pytest.raises(WsiError, match="views of 8 and of 14 steps do not go together"):
-        views.Views.read([tmp_path / "later.npz", tmp_path / "drawn.npz"])
-    with pytest.raises(WsiError, match="views of 14 steps, and a recipe that freezes 8"):
-        views.train_on_views(fields, RECIPE, later, backbone=None, out=tmp_path / "run")
+        views.Views.read([tmp_path / "earlier.npz", tmp_path / "drawn.npz"])
+    with pytest.raises(WsiError, match="views of 8 steps, and a recipe that freezes 14"):
+        views.train_on_views(fields, RECIPE, earlier, backbone=None, out=tmp_path / "run")
     with torch.inference_mode():
-        upper = views.UpperNet(3, 14).eval()
+        upper = views.UpperNet(3, 8).eval()
         upper.load_state_dict(network.state_dict())
-        part, _ = upper(torch.from_numpy(later.maps).view(torch.bfloat16).float().permute(0, 3, 1, 2))
+        part, _ = upper(torch.from_numpy(earlier.maps).view(torch.bfloat16).float().permute(0, 3, 1, 2))
         tiles = np.stack([sampler.draw(np.random.default_rng((3, i)), views.SIDE_PX).tile for i in range(3)])
-        whole, _ = network(torch.from_numpy(tiles).permute(0, 3, 1, 2), 14)
+        whole, _ = network(torch.from_numpy(tiles).permute(0, 3, 1, 2), 8)
     np.testing.assert_allclose(part, whole, atol=2e-3)
 
 
@@ -139,7 +139,7 @@ def test_training_on_views_leaves_a_trainings_folder(fields, drawn, from_chance,
     assert type(again) is type(network) is CellNet  # it takes pixels
     said = json.loads((tmp_path / "run" / views.DRAWN).read_text())
     assert command(RECIPE, said) == (
-        "python -m wsiengine.training.views --data DIR --to views3.npz --count 120 --seed 3 --steps 8 --threads 1 && "
+        "python -m wsiengine.training.views --data DIR --to views3.npz --count 120 --seed 3 --steps 14 --threads 1 && "
         "python -m wsiengine.training.crc5 --data DIR --out RUN --views views3.npz --folds 1 --iterations 3 --seed 0 "
         "--threads 1"
     )

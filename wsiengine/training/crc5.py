@@ -25,8 +25,8 @@ RECIPE = Recipe(
         "Adenocarcinoma": {"ebhi": 0.4, "glas": 0.35, "lc25000": 0.25},
     },
 )
-VIEW_RECIPE = replace(RECIPE, iterations=500, frozen_blocks=8, small_until=1.0, threads=1)
-"""On views drawn beforehand (:mod:`wsiengine.training.views`), which end where the stride of 16 px begins."""
+VIEW_RECIPE = replace(RECIPE, iterations=300, frozen_blocks=14, small_until=1.0, threads=1)
+"""On views drawn beforehand (:mod:`wsiengine.training.views`), which end where the last five stages begin."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folds", default="1,2,3,4", help="folds to train on (default 1,2,3,4)")
     parser.add_argument("--sources", default="ebhi,glas,lc25000", help="sets to train on")
     parser.add_argument("--views", type=Path, nargs="+", help="files of wsiengine.training.views")
-    parser.add_argument("--iterations", type=int, help="default 700, with views 500")
+    parser.add_argument("--iterations", type=int, help="default 700, with views 300")
     parser.add_argument("--seed", type=int, default=RECIPE.seed)
     parser.add_argument("--threads", type=int, default=RECIPE.threads)
     asked = parser.parse_args(arguments)

@@ -30,8 +30,8 @@ from wsiengine.training.sampling import UNREADABLE, Batch, Sampler
 from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import image_name
 
-STEPS = 8
-"""Frozen steps whose outcome is kept: MobileNetV2 up to the first step of its stride of 16 px."""
+STEPS = 14
+"""Frozen steps whose outcome is kept, unless told otherwise: MobileNetV2 up to its stride of 16 px."""
 SIDE_PX = 160
 DRAWN = "views.json"
 """In the folder of a training: how its views were drawn."""
@@ -236,7 +236,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, required=True, help="file (.npz)")
     parser.add_argument("--count", type=int, default=18_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS, help="frozen steps of the network that are run (default 8)")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="frozen steps of the network that are run (default 14)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
