@@ -1,4 +1,4 @@
-"""crc5 and crc5-ebhi in int8, as bundled: what its card says of it, on held-out tissue, and on every kind of processor."""
+"""crc5 and crc5-ebhi in int8, as bundled: what their cards say, on held-out tissue, and on every kind of processor."""
 
 import numpy as np
 import onnx
@@ -11,7 +11,6 @@ from wsiengine.evaluation_report import predicted
 from wsiengine.models.registry import load_model
 from wsiengine.models.session import open_runtime
 from wsiengine.training.data import CLASSES, read_fields
-
 
 SOURCES = {"crc5": ("ebhi", "glas", "lc25000"), "crc5-ebhi": ("ebhi",)}
 
