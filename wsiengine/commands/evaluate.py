@@ -165,6 +165,7 @@ def _sets(args: argparse.Namespace, card: "Card") -> "list[LabelledSet]":
     """
     from wsiengine.errors import WsiError
     from wsiengine.labelled_sets import FILE, OWN, LabelledSet, read_sets
+    from wsiengine.training.slides import has_slides
 
     if args.sets:
         said = {"--map": args.map, "--apart": args.apart, "--where": args.where, "--source-mpp": args.source_mpp}
@@ -174,6 +175,8 @@ def _sets(args: argparse.Namespace, card: "Card") -> "list[LabelledSet]":
         if args.sets == OWN and not file.is_file():
             raise WsiError(f"{card.name} names no sets of its own", hint="give a file: --sets sites.json")
         return [one for data in args.data for one in read_sets(file, data)]
+    if slides := [data for data in args.data if has_slides(data)]:
+        raise WsiError(f"{slides[0]} holds annotated slides, {args.data[0]} images", hint="evaluate one kind at a time")
     folders = [data.parent if data.is_file() else data for data in args.data]
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
