@@ -329,6 +329,7 @@ def test_the_table_says_what_the_report_does() -> None:
     lines = table_lines(report(_rows(), Account("average", 0.5, 0.2, 0.25)), ("No epithelium", "Uncertain"))
     text = "\n".join(lines)
     assert "a place called No epithelium or Uncertain has no class, and counts as a mistake" in text
+    assert "both accounts are the same" in "\n".join(table_lines(report(_rows(), Account("average")), ()))
     (head,) = [line for line in lines if line.startswith("image") and "%" in line]
     numbers = head.split()[1:9]
     assert numbers[1] == "0.750"

@@ -240,7 +240,9 @@ def _tell(args: argparse.Namespace, card: "Card", found: dict[str, Any], about: 
         print(json.dumps(found, ensure_ascii=False))
         return 0
     print(f"model     {card.name} {card.version} · {about[0]} · tiles join by rule {args.rule}")
-    for line in [*about[1:], "", *table_lines(found, Account.of(card).no_answer)]:
+    names = Account.of(card).no_answer
+    no_answer = [name for name, may in zip(names, (card.gate, card.uncertain), strict=True) if may]
+    for line in [*about[1:], "", *table_lines(found, no_answer)]:
         print(line)
     if args.output:
         print(f"\nfiles     {args.output / 'report.json'} · {args.output / 'report.png'}")
