@@ -215,6 +215,13 @@ def test_bad_data_gets_words(data: Path, capsys: pytest.CaptureFixture[str], how
     assert "try" in told
 
 
+def test_images_and_slides_do_not_mix(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "a.geojson").write_text("{}")
+    assert main(["evaluate", "--model", "planted", "--data", str(data), "--data", str(tmp_path / "slides")]) == 1
+    assert "slides holds annotated slides" in capsys.readouterr().err
+
+
 def test_an_empty_class_folder_gets_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (planted.A, planted.B):
         (tmp_path / name).mkdir()
@@ -322,6 +329,7 @@ def test_the_table_says_what_the_report_does() -> None:
     lines = table_lines(report(_rows(), Account("average", 0.5, 0.2, 0.25)), ("No epithelium", "Uncertain"))
     text = "\n".join(lines)
     assert "a place called No epithelium or Uncertain has no class, and counts as a mistake" in text
+    assert "both accounts are the same" in "\n".join(table_lines(report(_rows(), Account("average")), ()))
     (head,) = [line for line in lines if line.startswith("image") and "%" in line]
     numbers = head.split()[1:9]
     assert numbers[1] == "0.750"

@@ -5,7 +5,6 @@ What the rows then say is in :mod:`wsiengine.evaluation_report`; the formulas ar
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -262,8 +261,3 @@ def join(rows: Rows, by: str, rule: str) -> Rows:
     return replace(
         rows, field=rows.field[first], probability=probability, gate=gate, judged=any_judged[names], drawn=drawn
     )
-
-
-def image_name(path: Path) -> str:
-    """How messages call an image: folder and file."""
-    return f"{path.parent.name}/{path.name}"

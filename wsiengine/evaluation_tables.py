@@ -16,7 +16,8 @@ def table_lines(found: Mapping[str, Any], no_answer: Sequence[str]) -> list[str]
 
     Args:
         found: The report.
-        no_answer: What the model calls a place that it does not judge, and one of which it is not sure.
+        no_answer: What the model calls a place that it does not judge, and one of which it is not sure; those of the
+            two that it knows.
     """
     return [
         *_headline(found),
@@ -57,6 +58,8 @@ def _headline(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _accounts(no_answer: Sequence[str]) -> list[str]:
+    if not no_answer:
+        return ["  this model gives every place a class: both accounts are the same"]
     return [
         f"  no answer is wrong: what a user of infer gets; a place called {' or '.join(no_answer)} has no class, and "
         "counts as a mistake",

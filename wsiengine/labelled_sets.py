@@ -116,7 +116,7 @@ def gather(sets: Sequence[LabelledSet], classes: Sequence[str], folds: Sequence[
         WsiError: A folder cannot be read, a label that is mapped or apart does not occur, no label is one of the
             model's classes, no image is left, or a mask is missing or has another size than its image.
     """
-    fields = [f for one in sets for f in _fields(one, several=len(sets) > 1)]
+    fields = [f for one in sets for f in _fields(one)]
     merge, apart = {label for one in sets for label in one.merge}, {label for one in sets for label in one.apart}
     check_words(merge, apart, {f.finding for f in fields}, classes, "image")
     labels = sorted({f.label for f in fields} - apart)
@@ -134,14 +134,10 @@ def gather(sets: Sequence[LabelledSet], classes: Sequence[str], folds: Sequence[
     return Chosen(tuple(kept), dict(sorted(left_out.items())), len(inside))
 
 
-def _fields(one: LabelledSet, *, several: bool) -> list[Field]:
-    """The set's images; cases of several sets are of different people, whatever they are called."""
+def _fields(one: LabelledSet) -> list[Field]:
     mpp = one.mpp_yx
     found = read_labels(one.folder, merge=one.merge, mpp=mpp[0] if mpp else None, where=one.where)
-    return [
-        replace(f, source=one.name, case=f"{one.name}: {f.case}" if several else f.case, mpp_yx=mpp or f.mpp_yx)
-        for f in found
-    ]
+    return [replace(f, source=one.name, mpp_yx=mpp or f.mpp_yx) for f in found]
 
 
 def check_words(merge: Iterable[str], apart: Iterable[str], said: set[str], classes: Sequence[str], what: str) -> None:

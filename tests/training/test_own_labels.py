@@ -87,7 +87,7 @@ def test_names_that_no_card_takes_are_refused_before_the_training(tmp_path):
 def test_splits_spread_every_class(tmp_path):
     one = read_labels(write_folders(tmp_path), mpp=0.5)[0]
     fields = [
-        replace(one, case=f"{label}{case}", label=label, fold=-1)
+        replace(one, case=f"{label}{case}", label=label, finding=label, fold=-1)
         for label, cases in (("a", 50), ("b", 10), ("c", 5))
         for case in range(cases)
         for _ in range(case % 3 + 1)
@@ -97,6 +97,20 @@ def test_splits_spread_every_class(tmp_path):
         for fold in range(5):
             assert len({f.case for f in split if f.label == label and f.fold == fold}) == per_fold
     assert len({(f.case, f.fold) for f in split}) == 65
+    merged = split_by_case([replace(f, label="a") for f in fields])
+    assert [f.fold for f in merged] == [f.fold for f in split]  # other words for the classes are no other folds
+
+
+def test_folds_are_those_of_the_whole_table(tmp_path):
+    names = [f.image.relative_to(tmp_path) for f in read_labels(write_folders(tmp_path), mpp=0.5)]
+    rows = [{"file": n, "class": n.parts[0], "case": f"c{k}", "scanner": k % 3} for k, n in enumerate(names)]
+    write_table(tmp_path, rows)
+    folds = {f.image: f.fold for f in read_labels(tmp_path, mpp=0.5)}
+    some = read_labels(tmp_path, mpp=0.5, where={"scanner": "1"})
+    assert len(some) == 8
+    assert all(folds[f.image] == f.fold for f in some)
+    with pytest.raises(WsiError, match=r"no row of .* has scanner = 7"):
+        read_labels(tmp_path, mpp=0.5, where={"scanner": "7"})
 
 
 def test_a_table_says_case_fold_and_scale(tmp_path):

@@ -165,6 +165,7 @@ def _sets(args: argparse.Namespace, card: "Card") -> "list[LabelledSet]":
     """
     from wsiengine.errors import WsiError
     from wsiengine.labelled_sets import FILE, OWN, LabelledSet, read_sets
+    from wsiengine.training.slides import has_slides
 
     if args.sets:
         said = {"--map": args.map, "--apart": args.apart, "--where": args.where, "--source-mpp": args.source_mpp}
@@ -174,6 +175,8 @@ def _sets(args: argparse.Namespace, card: "Card") -> "list[LabelledSet]":
         if args.sets == OWN and not file.is_file():
             raise WsiError(f"{card.name} names no sets of its own", hint="give a file: --sets sites.json")
         return [one for data in args.data for one in read_sets(file, data)]
+    if slides := [data for data in args.data if has_slides(data)]:
+        raise WsiError(f"{slides[0]} holds annotated slides, {args.data[0]} images", hint="evaluate one kind at a time")
     folders = [data.parent if data.is_file() else data for data in args.data]
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
@@ -237,7 +240,9 @@ def _tell(args: argparse.Namespace, card: "Card", found: dict[str, Any], about: 
         print(json.dumps(found, ensure_ascii=False))
         return 0
     print(f"model     {card.name} {card.version} · {about[0]} · tiles join by rule {args.rule}")
-    for line in [*about[1:], "", *table_lines(found, Account.of(card).no_answer)]:
+    names = Account.of(card).no_answer
+    no_answer = [name for name, may in zip(names, (card.gate, card.uncertain), strict=True) if may]
+    for line in [*about[1:], "", *table_lines(found, no_answer)]:
         print(line)
     if args.output:
         print(f"\nfiles     {args.output / 'report.json'} · {args.output / 'report.png'}")

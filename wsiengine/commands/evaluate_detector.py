@@ -26,6 +26,7 @@ def run(args: argparse.Namespace, data: Path, card: Card, merge: dict[str, str],
     report = score_detector(
         found, card, args.model, progress=counter("images"), device=args.device, threads=args.threads
     )
+    report["left_out"] = left_out = unknown_classes(found, [c.asserted_as or c.name for c in card.classes])
     if args.output:
         make_folder(args.output)
         (args.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -33,9 +34,24 @@ def run(args: argparse.Namespace, data: Path, card: Card, merge: dict[str, str],
         print(json.dumps(report, ensure_ascii=False))
         return 0
     print(f"model  {card.name} {card.version} · {len(found.images):,} images · {found.objects:,} annotated objects")
+    if left_out:
+        named = ", ".join(f"{name} ({count:,})" for name, count in left_out.items())
+        print(f"left out  objects whose class is no class of {card.name}: {named} (--map LABEL=CLASS counts them)")
     for line in table_lines(report):
         print(line)
     return 0
+
+
+def unknown_classes(found: "DetectionSet", known: Sequence[str]) -> dict[str, int]:
+    """Objects by class of those that the model does not know; one class here and one there are the same."""
+    if len(found.classes) == len(known) == 1:
+        return {}
+    counts = {
+        name: sum(int((row.objects.labels == k).sum()) for row in found.images)
+        for k, name in enumerate(found.classes)
+        if name not in known
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def renamed(found: "DetectionSet", merge: dict[str, str]) -> "DetectionSet":

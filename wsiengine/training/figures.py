@@ -1,4 +1,9 @@
-"""Figures of crc5 from scores, as they stand on its card: by tile, image and set, with case-bootstrap intervals."""
+"""Figures of crc5's trainings from their networks' scores: by tile, image and set, with case-bootstrap intervals.
+
+They choose and compare trainings, whose networks are never exported. A shut tile is wrong; the uncertain rule is left
+out. What stands on a card is what ``wsiengine evaluate`` says of the finished model
+(:mod:`wsiengine.training.evidence`).
+"""
 
 from collections.abc import Iterable
 from typing import Any

@@ -108,9 +108,14 @@ def read_labels(
         )
     table = data / "labels.csv"
     rows = read_table(table, ("file", "class"), "image") if table.is_file() else _rows_of_folders(data)
-    fields = [_field(data, row, merge or {}, mpp) for row in _where(rows, where or {}, table)]
-    check_folds(fields, str(table))
-    return split_by_case(fields) if fields[0].fold == NO_FOLD else fields
+    kept = _where(rows, where or {}, table)
+    if any(row.get("fold") for row in rows):
+        fields = [_field(data, row, merge or {}, mpp) for row in kept]
+        check_folds(fields, str(table))
+        return fields
+    # Folds are those of the whole table, whichever rows are wanted.
+    fields = split_by_case([_field(data, row, merge or {}, mpp) for row in rows])
+    return [f for f, row in zip(fields, rows, strict=True) if row in kept]
 
 
 def _where(rows: list[dict[str, str]], where: Mapping[str, str], table: Path) -> list[dict[str, str]]:
