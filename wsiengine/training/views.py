@@ -74,9 +74,11 @@ class Views:
         steps = sorted({int(part["steps"]) for part in parts})
         if len(steps) > 1:
             raise WsiError(f"views of {steps[0]} and of {steps[-1]} steps do not go together", hint="draw them alike")
-        columns = (np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like"))
+        maps, labels, epithelium, field, like = (
+            np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like")
+        )
         drawn = tuple((int(count), int(seed)) for part in parts for count, seed in part["drawn"])
-        return cls(*columns, steps=steps[0], drawn=drawn)
+        return cls(maps, labels, epithelium, field, like, steps[0], drawn)
 
     def save(self, file: Path) -> None:
         """Write as ``.npz``."""
