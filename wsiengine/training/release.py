@@ -146,12 +146,13 @@ def command(recipe: Recipe, views: Mapping[str, Any] | None = None) -> str:
         recipe: Of the network.
         views: How its views were drawn (:data:`wsiengine.training.views.DRAWN`); None: it was trained on tiles.
     """
-    lines, files = [], []
-    for count, seed in views["drawn"] if views else ():
+    steps, drawn = (views["steps"], views["drawn"]) if views else (0, ())
+    lines: list[str] = []
+    files: list[str] = []
+    for count, seed in drawn:
         files.append(f"views{seed}.npz")
-        words = ["python", "-m", "wsiengine.training.views", "--data", "DIR", "--to", files[-1]]
-        words += ["--count", count, "--seed", seed, "--steps", views["steps"], "--threads", 1]
-        lines.append(shlex.join(map(str, words)))
+        said = f"--count {count} --seed {seed} --steps {steps} --threads 1"
+        lines.append(f"python -m wsiengine.training.views --data DIR --to {files[-1]} {said}")
     words = ["python", "-m", "wsiengine.training.crc5", "--data", "DIR", "--out", "RUN"]
     words += ["--views", *files] if files else []
     words += ["--folds", ",".join(map(str, recipe.folds))]
