@@ -83,7 +83,7 @@ def run_isolated(
         suspects = [k for k in child.begun if k not in outcomes] or [k for k in now if k not in outcomes][:1]
         for k in suspects if child.reason else []:
             ends[k] = ends.get(k, 0) + 1
-            if child.hung or ends[k] >= _BLAME_AFTER:
+            if (child.hung and len(suspects) == 1) or ends[k] >= _BLAME_AFTER:
                 hint = "the file is damaged in a way that its reader does not survive: run it alone, or leave it out."
                 outcomes[k] = failed(slides[k], UnreadableSlide(child.reason, hint=hint))
             else:

@@ -46,7 +46,7 @@ class Options:
     ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
     use. ``memory_limit_bytes`` None means no limit. ``calibrated`` False: nobody knows the µm/px, lengths are pixels.
     ``cam``: channels of the class whose activation map is kept of every tile. ``cluster``: threads of each worker of a
-    ``distributed`` client, where one scores.
+    ``distributed`` client, where one scores. ``beside_bytes``: what another slide of the same call holds meanwhile.
     """
 
     overlap: float = 0.3
@@ -60,6 +60,7 @@ class Options:
     calibrated: bool = True
     cam: tuple[int, ...] = ()
     cluster: tuple[int, ...] = ()
+    beside_bytes: int = 0
 
     @property
     def worker_threads(self) -> int:
@@ -251,10 +252,27 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
 
     The one has given its memory back when the other begins.
     """
-    slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     always = {"the libraries": _BASE_BYTES, "the model's weights": 3 * plan.weights_bytes}
-    finding = {"finding the tissue": int(slide_um2 * _TISSUE_BYTES_PER_UM2) + _TISSUE_BYTES}
+    if plan.options.beside_bytes:
+        always["the slide before"] = plan.options.beside_bytes
+    finding = {"finding the tissue": finding_bytes(plan.lattice)}
     return always | max(finding, _running_parts(plan, side), key=lambda parts: sum(parts.values()))
+
+
+def finding_bytes(lattice: Lattice) -> int:
+    """What a slide takes while its tissue is found."""
+    slide_um2 = lattice.slide_l0.area * lattice.slide_mpp.pixel_um2
+    return int(slide_um2 * _TISSUE_BYTES_PER_UM2) + _TISSUE_BYTES
+
+
+def held_bytes(plan: Plan) -> int:
+    """What a slide may hold until it has ended: all but the model's work, which is for one slide at a time.
+
+    Its reader keeps the memory into which each thread has read a block.
+    """
+    return _running_parts(plan, plan.block_tiles)["the map"] + plan.options.worker_threads * block_bytes(
+        plan, plan.block_tiles
+    )
 
 
 def _running_parts(plan: Plan, side: int) -> dict[str, int]:

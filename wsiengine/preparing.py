@@ -72,6 +72,7 @@ class Request:
         cluster: Threads of each worker of a ``distributed`` client; empty where this process scores.
         cam: Also write the class-activation map of this class (:mod:`wsiengine.attribution`).
         precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
+        beside_bytes: What another slide of the same call holds meanwhile; set by :func:`wsiengine.infer_many`.
     """
 
     slide: str | os.PathLike[str] | Slide
@@ -92,6 +93,7 @@ class Request:
     precision: str = REFERENCE
     cam: str | None = None
     cluster: tuple[int, ...] = ()
+    beside_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("threads", 0), ("batch_size", 1), ("block_tiles", 1), ("memory_limit_bytes", 1)):
@@ -116,6 +118,7 @@ class Request:
             memory_limit_bytes=self.memory_limit_bytes or usable_memory_bytes(),
             block_tiles=self.block_tiles,
             mode=mode,
+            beside_bytes=self.beside_bytes,
         )
 
 

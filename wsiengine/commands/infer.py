@@ -1,8 +1,9 @@
-"""``wsiengine infer``: many slides, one after the other; a bad one does not stop the rest."""
+"""``wsiengine infer``: many slides, without a gap between two; a bad one does not stop the rest."""
 
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from wsiengine.terminal import Display, make_display
 
 if TYPE_CHECKING:
     from wsiengine.isolation import Reporter
+    from wsiengine.result import Result
 
 SLIDE_SUFFIXES = [
     ".svs",
@@ -139,43 +141,46 @@ def _in_turn(
     display: Display,
     reporter: "Reporter | None" = None,
 ) -> list[tuple[bool, str]]:
-    """Run one slide after the other, telling ``reporter`` of each → outcome of each."""
+    """Run all slides, telling ``reporter`` of each → outcome of each."""
+    from wsiengine.events import InTurn
+    from wsiengine.series import infer_many
+
+    shown = InTurn(display)
+
+    def listener(number: int, event: Event) -> None:
+        if reporter is not None and event.kind == "start":
+            reporter.begun(pairs[number])
+        elif reporter is not None:
+            reporter.alive()
+        shown(number, event)
+        if event.kind == "start" and not number and not args.quiet:
+            _notice(args.model, display)
+
     outcomes = []
-    for pair in pairs:
-        if reporter is not None:
-            reporter.begun(pair)
-        outcomes.append(_one(*pair, args, display, reporter))
-        if reporter is not None:
-            reporter.ended(pair, outcomes[-1])
+    slides, folders = [slide for slide, _ in pairs], [folder for _, folder in pairs]
+    how = {"overwrite": args.overwrite, "listener": listener, **_options(args)}
+    with closing(infer_many(slides, args.model, folders, **how)) as results:
+        for pair, found in zip(pairs, results, strict=True):
+            outcomes.append(_outcome(pair, found, args, display))
+            if reporter is not None:
+                reporter.ended(pair, outcomes[-1])
+            shown.next()
     return outcomes
 
 
-def _one(
-    slide: str, folder: Path, args: argparse.Namespace, display: Display, reporter: "Reporter | None"
+def _outcome(
+    pair: tuple[str, Path], found: "Result | Exception", args: argparse.Namespace, display: Display
 ) -> tuple[bool, str]:
-    """Run one slide → (whether it went well, in a few words)."""
-
-    def listener(event: Event) -> None:
-        if reporter is not None:
-            reporter.alive()
-        display(event)
-
-    from wsiengine.inference import infer
+    """Of one slide: whether it went well, in a few words."""
     from wsiengine.wording import summary_words
 
-    display(Event("start", {"slide": slide, "output": str(folder)}))
     try:
-        if not args.quiet:
-            _notice(args.model, display)
-        result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=listener, **_options(args))
-        return not result.summary.get("unreadable_tiles"), summary_words(result.summary)
-    except BrokenPipeError:  # not the slide's fault: nobody listens any more
-        raise
-    except Exception as error:  # whatever is wrong with this slide must not stop the others
+        if not isinstance(found, Exception):
+            return not found.summary.get("unreadable_tiles"), summary_words(found.summary)
         if args.debug:
-            raise
-        display.error(error, slide=Path(slide).name)
-        return False, str(error).splitlines()[0]
+            raise found
+        display.error(found, slide=Path(pair[0]).name)
+        return False, str(found).splitlines()[0]
     finally:
         display.close()
 
@@ -204,10 +209,13 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _notice(model: str, display: Display) -> None:
-    """The terms of a model's weights, the first time it is used."""
+    """The terms of a model's weights, the first time it is used; what is wrong with it each slide will say."""
     from wsiengine.models.registry import first_use, load_model
 
-    card = load_model(model)
+    try:
+        card = load_model(model)
+    except WsiError:
+        return
     if first_use(card):
         terms = f" (terms: {card.terms})" if card.terms else ""
         text = f"{card.name} {card.version}: {card.licence}{terms}. {card.intended_use}"
