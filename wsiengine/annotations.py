@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import shapely
-from scipy import ndimage
 
 from wsiengine.geometry import Box, Lattice
 from wsiengine.polygons import Traced, clean, clip, rectangle, simplify, to_level0, trace, trace_components
@@ -170,6 +169,8 @@ def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice) -> np.n
     split = np.flatnonzero(np.bincount(regions.parents, minlength=count) > 1)
     if not len(split):
         return owners
+    from scipy import ndimage  # slow to import
+
     places = ndimage.find_objects(components)
     for parent in split:
         rows, cols = np.nonzero(components[places[parent]] == parent + 1)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from scipy import ndimage
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +85,8 @@ def trace_components(components: np.ndarray, component_labels: np.ndarray, *, sm
 
 def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """4-connected components of equal non-zero label → (int32 (rows, cols), uint8 (n,) label of each)."""
+    from scipy import ndimage  # slow to import
+
     components = np.zeros(labels.shape, np.int32)
     found: list[np.ndarray] = []
     count = 0

@@ -50,7 +50,10 @@ class Meanwhile:
         self._begun.wait()
         if self._over.is_set():
             raise CancelledError
-        import wsiengine.store  # noqa: F401  (slow to import)
+
+        import scipy.ndimage  # noqa: F401  (slow to import)
+
+        import wsiengine.store  # noqa: F401
         from wsiengine.report import thumbnail
 
         return thumbnail(self._slide, over=self._over.is_set)

@@ -54,7 +54,11 @@ def infer_many(
     Raises:
         ValueError: There are not as many folders as slides.
     """
-    folders = [default_folder(os.fspath(slide)) for slide in slides] if outputs is None else [Path(folder) for folder in outputs]
+    folders = (
+        [default_folder(os.fspath(slide)) for slide in slides]
+        if outputs is None
+        else [Path(folder) for folder in outputs]
+    )
     if len(folders) != len(slides):
         raise ValueError(f"{len(slides)} slides need as many folders, not {len(folders)}")
     how = {**options, "model": model, "threads": threads}

@@ -7,7 +7,6 @@ inference again. The map is uint8: 0 = not analysed, 1–255 = (v − 1) / 254.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from wsiengine.classes import Colour, colour_of
 from wsiengine.geometry import Box
@@ -162,6 +161,8 @@ def label(coded: np.ndarray, layout: MapLayout, threshold: float, smoothing_cell
 
 def smoothed(coded: np.ndarray, analysed: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian mean of the analysed cells, in 254ths (normalised convolution)."""
+    from scipy import ndimage  # slow to import
+
     weight = ndimage.gaussian_filter(analysed.astype(np.float32), sigma, mode="constant")
     out = np.empty(coded.shape, np.float32)
     for channel in range(coded.shape[2]):
