@@ -50,7 +50,6 @@ class Meanwhile:
         self._begun.wait()
         if self._over.is_set():
             raise CancelledError
-
         import scipy.ndimage  # noqa: F401  (slow to import)
 
         import wsiengine.store  # noqa: F401
