@@ -30,7 +30,7 @@ def _unheard(number: int, event: Event) -> None:
 def infer_many(
     slides: Sequence[str | os.PathLike[str]],
     model: str = "crc5",
-    outputs: Sequence[str | os.PathLike[str]] | None = None,
+    folders: Sequence[str | os.PathLike[str]] | None = None,
     *,
     listener: SlideListener = _unheard,
     threads: int = 0,
@@ -41,7 +41,7 @@ def infer_many(
     Args:
         slides: Their paths.
         model: Name or path of a model.
-        outputs: A folder for the results of each; by default ``<slide name>.wsiengine`` in the working directory.
+        folders: One for the results of each; by default ``<slide name>.wsiengine`` in the working directory.
         listener: Called with a slide's number, from 0, and an :class:`~wsiengine.events.Event` at every step, from
             several threads: events of two slides come in between each other (:class:`wsiengine.events.InTurn`
             puts them in order).
@@ -54,18 +54,14 @@ def infer_many(
     Raises:
         ValueError: There are not as many folders as slides.
     """
-    folders = (
-        [default_folder(os.fspath(slide)) for slide in slides]
-        if outputs is None
-        else [Path(folder) for folder in outputs]
-    )
-    if len(folders) != len(slides):
-        raise ValueError(f"{len(slides)} slides need as many folders, not {len(folders)}")
+    wanted = [default_folder(os.fspath(slide)) for slide in slides] if folders is None else folders
+    if len(wanted) != len(slides):
+        raise ValueError(f"{len(slides)} slides need as many folders, not {len(wanted)}")
     how = {**options, "model": model, "threads": threads}
     # The workers end first: slides that wait for their blocks then end, too.
     with ThreadPoolExecutor(2, "wsiengine-slide") as pool, Workers(threads or usable_cores()) as workers:
         running: deque[tuple[Place, Future[Result]]] = deque()
-        for number, (slide, folder) in enumerate(zip(slides, folders, strict=True)):
+        for number, (slide, folder) in enumerate(zip(slides, map(Path, wanted), strict=True)):
             before = running[-1][0] if running else None
             if before is not None:
                 before.begun.wait()
