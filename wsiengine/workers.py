@@ -37,6 +37,7 @@ class Scoring:
     blocks: Iterator[Block]
     working: Callable[[], AbstractContextManager[None]]
     spent: Callable[[Mapping[str, float]], None]
+    number: int = 0  # of the slide, from 1
     left: bool = True  # there may be blocks that nobody has taken
     under_way: int = 0
     finished: deque[Any] = field(default_factory=deque)
@@ -50,6 +51,7 @@ class Workers:
         self._threads = threads
         self._changed = threading.Condition()
         self._slides: list[Scoring] = []
+        self._count = 0
         self._stopped = False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="wsiengine")
 
@@ -79,6 +81,8 @@ class Workers:
             CancelledError: The workers were stopped before the last block.
         """
         with self._changed:
+            self._count += 1
+            scoring.number = self._count
             self._slides.append(scoring)
             self._changed.notify_all()
         try:
@@ -113,7 +117,7 @@ class Workers:
 
     def _work(self) -> None:
         """One thread: block after block, whosesoever they are."""
-        last: Scoring | None = None
+        newest = 0  # of the slides that this thread has seen
         working: Any = None  # what is entered, if anything
         with ExitStack() as entered:
             while True:
@@ -130,10 +134,10 @@ class Workers:
                     entered.close()
                     entered.enter_context(scoring.working())
                     working = scoring.working
-                if last is not None and last is not scoring:
+                if 0 < newest < scoring.number:
                     scoring.spent({BETWEEN: time.perf_counter() - since})
+                newest = max(newest, scoring.number)
                 self._score(scoring, block)
-                last = scoring
 
     def _take(self, *, wait: bool = False) -> tuple[Scoring, Block] | None:
         """The next block of the first slide that has one; without ``wait`` None where there is none just now."""
