@@ -13,13 +13,15 @@ import pytest
 import wsiengine
 from tests import planted_slides as planted
 from tests.fakes import ArraySlide, position_pixels
+from tests.faults.holding import hold
 from tests.faults.runs import contents
 from tests.models.tiny import tiny
 from wsiengine import graph, inference
 from wsiengine.errors import MemoryLimitError, SlideNotFound
-from wsiengine.events import Event
+from wsiengine.events import Event, InTurn
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.inference import infer
+from wsiengine.isolation import Task, run_isolated
 from wsiengine.job import score_block
 from wsiengine.models.runtime import Runtime
 from wsiengine.place import Place
@@ -148,6 +150,43 @@ def test_results_that_nobody_takes_end_the_call(slides: list[Path], tmp_path: Pa
     assert not (tmp_path / "o2").exists()
     with pytest.raises(ValueError, match="3 slides need as many folders, not 1"):
         next(infer_many(slides, "planted", [tmp_path]))
+
+
+# --- telling -------------------------------------------------------------------------------------
+
+
+def test_events_come_as_if_slides_ran_one_after_the_other() -> None:
+    seen: list[str] = []
+    shown = InTurn(lambda event: seen.append(str(event.data["text"])))
+
+    def hear(number: int, kind: str, text: str) -> None:
+        shown(number, Event(kind, {"text": text}))
+
+    hear(0, "start", "0 start")
+    hear(1, "start", "1 start")
+    hear(1, "progress", "1 at 10")
+    hear(0, "progress", "0 at 10")
+    hear(1, "warning", "1 warning")
+    hear(1, "progress", "1 at 20")
+    hear(0, "progress", "0 at 20")
+    shown.next()
+    hear(1, "progress", "1 at 30")
+    hear(2, "start", "2 start")
+    shown.next()
+    first = ["0 start", "0 at 10", "0 at 20"]
+    assert seen == [*first, "1 start", "1 warning", "1 at 20", "1 at 30", "2 start"]
+
+
+def test_of_two_slides_in_a_hanging_process_the_innocent_one_is_finished() -> None:
+    notes: list[str] = []
+    found = run_isolated(
+        ["good", "bad"],
+        Task(hold, None, patience_s=5.0),
+        lambda slide, error: [False, error.message],
+        lambda slide, text: notes.append(slide),
+    )
+    assert found == [[True, "fine"], [False, "There was no progress for 5 s: the slide was given up."]]
+    assert notes[:2] == ["good", "bad"]
 
 
 # --- memory --------------------------------------------------------------------------------------
