@@ -14,6 +14,7 @@ from scipy import ndimage
 from wsiengine.geometry import Box, Lattice
 from wsiengine.polygons import Traced, clean, clip, rectangle, simplify, to_level0, trace, trace_components
 from wsiengine.qupath import Annotation, FileLimits, make_ids, read_geojson, write_geojson
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 
 __all__ = [
     "AnnotateOptions",
@@ -44,6 +45,7 @@ class AnnotateOptions:
         clip_l0: shapely geometry in level-0 pixels that limits everything (a region of interest), or None.
         channel_names: Of the probability map.
         tile_count: int (rows, cols): how many tiles have their centre in each cell, or None.
+        scratch: Makes the maps of regions.
     """
 
     fingerprint: str
@@ -53,6 +55,7 @@ class AnnotateOptions:
     clip_l0: Any = None
     channel_names: tuple[str, ...] = ()
     tile_count: np.ndarray | None = None
+    scratch: Scratch = IN_MEMORY
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,8 @@ def annotate(
     """
     if int(labels.max(initial=0)) > len(classes):
         raise ValueError(f"label {labels.max()} has no class: there are {len(classes)}")
-    return _annotations(trace(labels, smooth=_slanting(lattice, options)), probability, lattice, classes, options)
+    traced = trace(labels, smooth=_slanting(lattice, options), scratch=options.scratch)
+    return _annotations(traced, probability, lattice, classes, options)
 
 
 def annotate_objects(
@@ -127,9 +131,9 @@ def _annotations(
     tolerance = _tolerance(lattice, options)
     outlines = to_level0(simplify(traced.polygons, tolerance if tolerance > 0.5 else 0), lattice.l0_per_cell)
     regions = _exported(traced, outlines, lattice, options)
-    owners = _owners(traced.components, regions, lattice)
+    owners = _owners(traced.components, regions, lattice, options.scratch)
     if options.clip_l0 is not None:
-        owners = np.where(_centres_inside(options.clip_l0, owners, lattice), owners, 0)
+        _drop_outside(options.clip_l0, owners, lattice)
     measured = _measure(owners, len(regions.polygons), probability, options)
     measured = {"Area mm^2": shapely.area(regions.polygons) * lattice.slide_mpp.pixel_um2 / 1e6, **measured}
     names = [classes[label - 1][0] for label in regions.labels]
@@ -158,7 +162,7 @@ def _exported(traced: Traced, outlines: np.ndarray, lattice: Lattice, options: A
     return _Regions(parts, parents, traced.labels[parents])
 
 
-def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice) -> np.ndarray:
+def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice, scratch: Scratch) -> np.ndarray:
     """Which region (from 1; 0 = none) each cell counts for → int32 (rows, cols).
 
     A region in several parts gives each cell to the part that holds its centre.
@@ -166,7 +170,7 @@ def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice) -> np.n
     count = int(components.max(initial=0))
     lookup = np.zeros(count + 1, np.int32)
     lookup[regions.parents + 1] = np.arange(1, len(regions.parents) + 1)
-    owners = lookup[components]
+    owners = scratch.by_strips(components.shape, np.int32, lambda rows: lookup[components[rows]])
     split = np.flatnonzero(np.bincount(regions.parents, minlength=count) > 1)
     if not len(split):
         return owners
@@ -183,14 +187,14 @@ def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice) -> np.n
     return owners
 
 
-def _centres_inside(geometry: Any, owners: np.ndarray, lattice: Lattice) -> np.ndarray:
-    """Whether the centre of each owned cell lies in ``geometry`` → bool (rows, cols)."""
+def _drop_outside(geometry: Any, owners: np.ndarray, lattice: Lattice) -> None:
+    """Owned cells whose centre does not lie in ``geometry`` become nobody's, in place."""
     shapely.prepare(geometry)
-    inside = np.zeros(owners.shape, bool)
-    rows, cols = np.nonzero(owners)
-    y_l0, x_l0 = _centres(rows, cols, lattice)
-    inside[rows, cols] = shapely.contains_xy(geometry, x_l0, y_l0)
-    return inside
+    for strip in strips(owners.shape):
+        rows, cols = np.nonzero(owners[strip])
+        y_l0, x_l0 = _centres(rows + strip.start, cols, lattice)
+        outside = ~shapely.contains_xy(geometry, x_l0, y_l0)
+        owners[strip][rows[outside], cols[outside]] = 0
 
 
 def _centres(rows: np.ndarray, cols: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +206,6 @@ def _measure(
     owners: np.ndarray, count: int, probability: np.ndarray, options: AnnotateOptions
 ) -> dict[str, np.ndarray]:
     """Columns of measurements, float64 (count,) each; NaN where a region has no analysed cell."""
-    flat = owners.ravel()
     columns: dict[str, np.ndarray] = {}
     for channel, name in enumerate(options.channel_names):
         cells, total = np.zeros(count, np.int64), np.zeros(count)
@@ -213,7 +216,11 @@ def _measure(
         mean = (total / np.maximum(cells, 1) - 1) / 254
         columns[f"Mean probability {name}"] = np.where(cells > 0, mean, np.nan)
     if options.tile_count is not None:
-        columns["Tiles"] = np.bincount(flat, weights=options.tile_count.ravel(), minlength=count + 1)[1:]
+        tiles = np.zeros(count)
+        for strip in strips(owners.shape):
+            weights = options.tile_count[strip].ravel()
+            tiles += np.bincount(owners[strip].ravel(), weights=weights, minlength=count + 1)[1:]
+        columns["Tiles"] = tiles
     return columns
 
 

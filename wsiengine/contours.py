@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from scipy import ndimage
+
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
+from wsikernels.components import label_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,7 @@ class _Rings:
     owner: np.ndarray
 
 
-def trace(labels: np.ndarray, *, smooth: bool = False) -> Traced:
+def trace(labels: np.ndarray, *, smooth: bool = False, scratch: Scratch = IN_MEMORY) -> Traced:
     """Polygons of every 4-connected component of equal non-zero label, holes kept.
 
     Every polygon is valid as it comes: where a component touches itself at a corner, its boundary is cut there into
@@ -58,13 +60,14 @@ def trace(labels: np.ndarray, *, smooth: bool = False) -> Traced:
     Args:
         labels: uint8 (rows, cols), 0 = nothing.
         smooth: Replace the stairs of slanting boundaries by slanting lines: see :func:`_smooth`.
+        scratch: Makes the map of components.
 
     Returns:
         Regions whose polygon areas are, unless smoothed, exactly their numbers of cells.
     """
     if labels.ndim != 2:
         raise ValueError(f"a label map has rows and columns, not the shape {labels.shape}")
-    return trace_components(*label_components(labels), smooth=smooth)
+    return trace_components(*label_values(labels, scratch.zeros), smooth=smooth)
 
 
 def trace_components(components: np.ndarray, component_labels: np.ndarray, *, smooth: bool = False) -> Traced:
@@ -82,21 +85,6 @@ def trace_components(components: np.ndarray, component_labels: np.ndarray, *, sm
     if smooth:
         rings = _smooth(rings, components)
     return Traced(components, _build(rings, len(component_labels)), component_labels)
-
-
-def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """4-connected components of equal non-zero label → (int32 (rows, cols), uint8 (n,) label of each)."""
-    components = np.zeros(labels.shape, np.int32)
-    found: list[np.ndarray] = []
-    count = 0
-    for label in np.unique(labels):
-        if label == 0:
-            continue
-        part, n = ndimage.label(labels == label)
-        np.add(part, count, out=components, where=part > 0, casting="unsafe")
-        found.append(np.full(n, label, np.uint8))
-        count += n
-    return components, np.concatenate(found) if found else np.empty(0, np.uint8)
 
 
 def _boundary_edges(components: np.ndarray) -> _Edges:
@@ -127,16 +115,25 @@ def _boundary_edges(components: np.ndarray) -> _Edges:
 def _runs(components: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Maximal runs of boundary along the row lines → (line, first column, end column, above, below)."""
     rows, cols = components.shape
-    padded = np.zeros((rows + 2, cols + 2), np.int32)
-    padded[1:-1, 1:-1] = components
-    above, below = padded[:-1], padded[1:]  # (rows + 1, cols + 2): the components on either side of each line
+    found = [_runs_along(components, lines, cols) for lines in strips((rows + 1, cols))]
+    line, x0, x1, above, below = (np.concatenate(column) for column in zip(*found, strict=True))
+    return line, x0, x1, above, below
+
+
+def _runs_along(components: np.ndarray, lines: slice, cols: int) -> tuple[np.ndarray, ...]:
+    """``_runs`` along some lines: line k lies above row k."""
+    padded = np.zeros((lines.stop - lines.start + 1, cols + 2), np.int32)
+    beside = components[max(lines.start - 1, 0) : lines.stop]  # the rows on either side of them
+    first_row = int(lines.start == 0)
+    padded[first_row : first_row + len(beside), 1:-1] = beside
+    above, below = padded[:-1], padded[1:]
     differ = above != below
     same_as_left = (above[:, 1:] == above[:, :-1]) & (below[:, 1:] == below[:, :-1])
-    first = np.flatnonzero(differ[:, 1:] & ~same_as_left)  # flat over (rows + 1, cols + 1)
+    first = np.flatnonzero(differ[:, 1:] & ~same_as_left)  # flat over (lines, cols + 1)
     last = np.flatnonzero(differ[:, :-1] & ~same_as_left)
     line, x0 = np.divmod(first, cols + 1)
     x1 = last % (cols + 1)
-    return line, x0, x1, above[line, x0 + 1], below[line, x0 + 1]
+    return line + lines.start, x0, x1, above[line, x0 + 1], below[line, x0 + 1]
 
 
 def _chain(edges: _Edges, width: int) -> _Rings:
@@ -207,10 +204,16 @@ def _smooth(rings: _Rings, components: np.ndarray) -> _Rings:
 
 def _is_node(xy: np.ndarray, components: np.ndarray) -> np.ndarray:
     """Whether more than two pieces of boundary meet at lattice points → bool (n,)."""
-    padded = np.pad(components, 1)
     x, y = xy.astype(np.int64).T
-    around = [padded[y, x], padded[y, x + 1], padded[y + 1, x + 1], padded[y + 1, x]]
+    around = [_component_at(components, y + dy, x + dx) for dy, dx in ((-1, -1), (-1, 0), (0, 0), (0, -1))]
     return sum((around[i] != around[i - 1]).astype(np.int8) for i in range(4)) > 2
+
+
+def _component_at(components: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Components of cells; 0 beyond the map."""
+    rows, cols = components.shape
+    on_map = (y >= 0) & (y < rows) & (x >= 0) & (x < cols)
+    return np.where(on_map, components[np.clip(y, 0, rows - 1), np.clip(x, 0, cols - 1)], 0)
 
 
 def _neighbours(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ def class_regions(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annot
     """Regions of each class of a map as annotations in level-0 pixels."""
     lattice = truth.grid.lattice
     cell_um = lattice.mpp.mean * lattice.cell_px
-    labels = label(coded, truth.layout, finish.threshold, finish.smoothing_um / cell_um)
+    labels = label(coded, truth.layout, finish.threshold, finish.smoothing_um / cell_um, truth.scratch)
     colours = truth.layout.label_colours
     options = AnnotateOptions(
         fingerprint=truth.fingerprint,
@@ -108,6 +108,7 @@ def class_regions(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annot
         clip_l0=shapely.from_wkt(truth.region_wkt) if truth.region_wkt else None,
         channel_names=truth.layout.channels,
         tile_count=truth.tile_counts(),
+        scratch=truth.scratch,
     )
     return annotate(labels, coded, lattice, list(zip(truth.layout.labels, colours, strict=True)), options)
 

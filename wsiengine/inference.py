@@ -143,7 +143,7 @@ def _run(
     with journal:
         _foretell(subject, recovered, listener)
         try:
-            prepared = prepare(subject, recovered.blobs)
+            prepared = prepare(subject, recovered.blobs, space.scratch())
         except PlanError:
             if not recovered.begun:
                 space.forget()  # a refused plan leaves nothing behind
@@ -257,6 +257,7 @@ def _finish(
             (truth.arrays, plan.analysed),
             described,
             _store_facts(truth, subject, finish),
+            plan.scratch,
         )
     with watch.stage("annotations"):
         annotations = make_annotations(truth, coded, finish)
@@ -378,6 +379,7 @@ def run_facts(
             "blocks": plan.block_count,
             "block_tiles": plan.block_tiles,
             "peak_bytes_planned": plan.peak_bytes,
+            "scratch_bytes_planned": plan.scratch_bytes,
             "runtime": subject.runtime.chosen,
         },
     }

@@ -246,7 +246,9 @@ def count_objects(truth: "Truth", shown: ObjectAnnotations) -> dict[str, Any]:
     lattice = truth.grid.lattice
     unit = lattice.slide_mpp.pixel_um2 / 1e6 if shown.calibrated else 1e-6
     per = "per_mm2" if shown.calibrated else "per_mpx"
-    tissue = shapely.union_all(to_level0(trace(analysed(truth).view(np.uint8)).polygons, lattice.l0_per_cell))
+    tissue = shapely.union_all(
+        to_level0(trace(analysed(truth).view(np.uint8), scratch=truth.scratch).polygons, lattice.l0_per_cell)
+    )
     tissue = shapely.intersection(tissue, shapely.box(0, 0, lattice.slide_l0.width, lattice.slide_l0.height))
     if truth.region_wkt:
         tissue = shapely.intersection(tissue, shapely.from_wkt(truth.region_wkt))

@@ -18,11 +18,13 @@ from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.machine import usable_cores
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsiengine.slides.base import SlideInfo
 from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, require_mpp
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Task
 from wsiengine.tasks.classify import MapLayout
+from wsiengine.tissue import tissue_bytes, tissue_lattice
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
 _MIB = 1 << 20
 _BASE_BYTES = 208 * _MIB  # libraries, kernels, the overlay picture: measured 175 to 205
-_TISSUE_BYTES_PER_UM2 = 8 / 64  # 8 bytes per pixel of 8 µm while the tissue is found, measured 6 to 7
-_TISSUE_BYTES = 40 * _MIB  # and a few pieces of the slide, as they are read
+_TISSUE_BYTES = 40 * _MIB  # a few pieces of the slide, as they are read, and strips of what is made of them
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
@@ -90,6 +91,7 @@ class Plan:
         fingerprint: sha256 of the slide.
         weights_bytes: Size of the model file.
         job: What scores a block (slide, session, normaliser, grid); None in a plan that is only looked at.
+        scratch: Makes the arrays that grow with the slide.
     """
 
     path: str
@@ -105,6 +107,7 @@ class Plan:
     fingerprint: str
     weights_bytes: int = 0
     job: "Job | None" = None
+    scratch: Scratch = IN_MEMORY
 
     @property
     def lattice(self) -> Lattice:
@@ -160,6 +163,12 @@ class Plan:
     def peak_bytes(self) -> int:
         """Predicted peak of anonymous memory."""
         return peak_bytes(self, self.block_tiles)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Most that scratch files take at once, beside journal and results."""
+        finding = self.scratch.split(_finding(self))[1]
+        return max(finding, self.scratch.split(self.task.held(self))[1])
 
     def to_dask(self) -> "da.Array":
         """The probability map as a lazy Dask array: (rows, cols, channels) uint8, 0 = not analysed.
@@ -251,10 +260,14 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
 
     The one has given its memory back when the other begins.
     """
-    slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
     always = {"the libraries": _BASE_BYTES, "the model's weights": 3 * plan.weights_bytes}
-    finding = {"finding the tissue": int(slide_um2 * _TISSUE_BYTES_PER_UM2) + _TISSUE_BYTES}
+    finding = {"finding the tissue": plan.scratch.split(_finding(plan))[0] + _TISSUE_BYTES}
     return always | max(finding, _running_parts(plan, side), key=lambda parts: sum(parts.values()))
+
+
+def _finding(plan: Plan) -> tuple[int, ...]:
+    """Sizes of the arrays that hold the slide while its tissue is found."""
+    return tissue_bytes(tissue_lattice(plan.lattice.slide_l0, plan.lattice.slide_mpp))
 
 
 def _running_parts(plan: Plan, side: int) -> dict[str, int]:
@@ -265,7 +278,7 @@ def _running_parts(plan: Plan, side: int) -> dict[str, int]:
         run_px = _dense_side_px(plan, side) ** 2
     activations = run_px * plan.task.activation_bytes_per_px
     return {
-        "the map": plan.task.memory(plan),
+        "the map": plan.scratch.split(plan.task.held(plan))[0] + plan.task.memory(plan),
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
         f"the model's work in each of {threads} threads": threads * activations,
     }
@@ -313,7 +326,11 @@ def lattice_for(info: SlideInfo, card: Card) -> Lattice:
 
 
 def choose_tiles(
-    grid: TileGrid, tissue: np.ndarray, inside: np.ndarray | None, tile_inside: np.ndarray | None
+    grid: TileGrid,
+    tissue: np.ndarray,
+    inside: np.ndarray | None,
+    tile_inside: np.ndarray | None,
+    scratch: Scratch = IN_MEMORY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which cells are analysed and which tiles run.
 
@@ -325,19 +342,23 @@ def choose_tiles(
         tissue: (rows, cols) float32: tissue fraction of each cell.
         inside: (rows, cols) bool: the cell touches the region; None without a region.
         tile_inside: (tile rows, tile cols) bool: tile centre inside the region; None without a region.
+        scratch: Makes the table of cells.
 
     Returns:
         analysed (rows, cols) bool, wanted (tile rows, tile cols) bool.
     """
-    analysed = tissue >= 0.5
-    if not analysed.any() and tissue.size and tissue.max() > 0:
-        analysed = tissue >= tissue.max()  # tissue smaller than a cell is still looked at
+    least = tissue.max(initial=0)
+    if 0 < least < 0.5:  # tissue smaller than a cell is still looked at
+        analysed = scratch.by_strips(tissue.shape, bool, lambda rows: tissue[rows] >= least)
+    else:
+        analysed = scratch.by_strips(tissue.shape, bool, lambda rows: tissue[rows] >= 0.5)
     wanted = grid.owners_of(analysed)
     if tile_inside is not None:
         wanted = wanted & tile_inside
-    if inside is not None:
-        analysed = analysed & inside
-    return analysed & grid.covered_by(wanted), wanted
+    covered = grid.covered_by(wanted, scratch)
+    for rows in strips(analysed.shape):
+        analysed[rows] &= covered[rows] if inside is None else covered[rows] & inside[rows]
+    return analysed, wanted
 
 
 def plan(slide: Any, model: str = "crc5", **options: Any) -> Plan:

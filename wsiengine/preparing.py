@@ -17,6 +17,7 @@ import numpy as np
 import shapely
 
 from wsiengine import __version__
+from wsiengine.areas import cells_inside
 from wsiengine.attribution import channels_of, refuse_without_cam
 from wsiengine.dense import block_cells
 from wsiengine.dense import work as dense_work
@@ -36,13 +37,14 @@ from wsiengine.normalise import Normaliser, Recipe, fit_normaliser, parse_recipe
 from wsiengine.planning import Options, Plan, choose_tiles, lattice_for, make_plan
 from wsiengine.recipe import TILE_STEPS
 from wsiengine.regions import load_areas, load_region, points_inside, rasterise
+from wsiengine.scratch import IN_MEMORY, Scratch
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
 from wsiengine.slides.reading import plausible
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.detect import least_overlap_px
-from wsiengine.tissue import TissueMask, find_tissue
+from wsiengine.tissue import TissueMask, find_tissue, tissue_bytes, tissue_lattice
 
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
 _DENSE_PX_COST = 1.6  # a pixel of a dense block against one of a small tile (caches), measured 1.5 to 1.7
@@ -225,36 +227,39 @@ def identify(request: Request) -> Subject:
     return Subject(*opened, warnings=told, areas=areas, calibrated=calibrated)
 
 
-def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prepared:
+def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None, scratch: Scratch = IN_MEMORY) -> Prepared:
     """Find the tissue, fit the stain and plan; what ``stored`` holds is not done again.
+
+    ``scratch`` makes the arrays that grow with the slide, here and later in the run.
 
     Raises:
         NothingToAnalyse: No tissue, or no tile's centre inside the region.
         MemoryLimitError: The run would not fit.
+        OutputError: The disk has no room for scratch files.
     """
     stored = stored or {}
     request, slide, grid = subject.request, subject.slide, subject.grid
     mode = subject.identity["parameters"].get("mode", "tiles")
     started = time.perf_counter()
-    tissue = TissueMask.from_bytes(stored["tissue"]) if "tissue" in stored else _tissue(subject)
+    tissue = TissueMask.from_bytes(stored["tissue"], scratch) if "tissue" in stored else _tissue(subject, scratch)
     found = time.perf_counter()
     if "normaliser" in stored:
         normaliser = Normaliser.from_json(stored["normaliser"].decode())
     else:
         normaliser = fit_normaliser(subject.recipe, slide, tissue, grid.lattice.mpp)
     fitted = time.perf_counter()
-    inside, touched, tile_inside = _inside(subject)
-    cells = tissue.cell_fraction(grid.lattice)
+    inside, touched, tile_inside = _inside(subject, scratch)
+    cells = tissue.cell_fraction(grid.lattice, scratch)
     if touched is not None and subject.card.task == "detect":  # objects are whole: their centres decide, not tiles'
-        analysed, wanted = choose_tiles(grid, np.where(touched, cells, 0), None, None)
+        analysed, wanted = choose_tiles(grid, _within(cells, touched, scratch), None, None, scratch)
     else:
-        analysed, wanted = choose_tiles(grid, cells, touched, tile_inside)
+        analysed, wanted = choose_tiles(grid, cells, touched, tile_inside, scratch)
     if subject.region is not None and not wanted.any():
         raise NothingToAnalyse(
             "There is nothing to analyse: no tile with tissue has its centre inside the region.",
             hint="draw a larger region, raise --overlap, or use --tissue none.",
         )
-    work = dense_work(grid, wanted) if mode == "dense" else (grid, wanted)
+    work = dense_work(grid, wanted, scratch) if mode == "dense" else (grid, wanted)
     layout = task_of(subject.card.task).layout(subject.card)
     cam = channels_of(request.cam, layout) if request.cam is not None and mode != "dense" else ()
     plan = Plan(
@@ -267,14 +272,17 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         analysed=analysed,
         options=replace(request.options(mode), calibrated=subject.calibrated, cam=cam, cluster=request.cluster),
         block_tiles=1,
-        tissue_um2=_tissue_um2(cells, inside, grid.lattice),
+        tissue_um2=cells_inside(_within(cells, inside, scratch), grid.lattice) * grid.lattice.cell_um2,
         fingerprint=subject.fingerprint,
         weights_bytes=subject.card.model_path.stat().st_size,
         job=Job(subject.key, slide, subject.runtime, normaliser, *work, mode == "dense", cam),
+        scratch=scratch,
     )
     pieces = {"tissue": tissue.to_bytes(), "normaliser": normaliser.to_json().encode()}
     new = {name: piece for name, piece in pieces.items() if name not in stored}
-    return Prepared(make_plan(plan), normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
+    planned = make_plan(plan)
+    scratch.require(planned.scratch_bytes)
+    return Prepared(planned, normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
 
 
 def _overlap(asked: float, card: Card, lattice: Lattice, warnings: list[str]) -> float:
@@ -345,17 +353,19 @@ def _load(path: str | os.PathLike[str] | None, slide: Slide, name: str) -> Any:
     return load_region(Path(path), size_l0=slide.info.size_l0, bounds_l0=slide.info.bounds_l0, name=name)
 
 
-def _tissue(subject: Subject) -> TissueMask:
+def _tissue(subject: Subject, scratch: Scratch) -> TissueMask:
     info, lattice = subject.slide.info, subject.grid.lattice
+    where = (info.size_l0, lattice.slide_mpp)
     if subject.tissue_polygons is not None:
-        return TissueMask.from_polygons(subject.tissue_polygons, info.size_l0, lattice.slide_mpp)
+        return TissueMask.from_polygons(subject.tissue_polygons, *where, scratch)
     picture = not plausible(subject.card.input.mpp)  # not of a microscope: no tissue is looked for in it
     if str(subject.request.tissue) == "none" or (picture and str(subject.request.tissue) == "auto"):
-        return TissueMask.everywhere(info.size_l0, lattice.slide_mpp)
-    return find_tissue(subject.slide)
+        return TissueMask.everywhere(*where, scratch)
+    scratch.require(scratch.split(tissue_bytes(tissue_lattice(*where)))[1])
+    return find_tissue(subject.slide, scratch)
 
 
-def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+def _inside(subject: Subject, scratch: Scratch) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Of a region: cells whose centre lies inside, cells that touch it, tiles whose centre lies inside.
 
     What touches it is analysed, and clipped when it is drawn: else areas would lack half a cell along the boundary.
@@ -364,23 +374,22 @@ def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None, np.
     if region is None:
         return None, None, None
     y, x = subject.grid.centres_l0()
-    rows, cols = np.meshgrid(y, x, indexing="ij")
-    tiles = points_inside(region, rows, cols)
-    cells = rasterise(region, lattice)
+    tiles = points_inside(region, y[:, None], x[None, :])
+    cells = rasterise(region, lattice, scratch)
     if not cells.any() and not tiles.any():
         raise RegionError(
             "The region is smaller than the grid of the model: it holds no cell's centre.", hint="draw a larger region."
         )
     reach = 0.75 if subject.card.task == "detect" else 0.5  # an object may be centred in a cell's corner
-    touched = rasterise(shapely.buffer(region, max(lattice.l0_per_cell) * reach, join_style="mitre"), lattice)
+    touched = rasterise(shapely.buffer(region, max(lattice.l0_per_cell) * reach, join_style="mitre"), lattice, scratch)
     return cells, touched, tiles
 
 
-def _tissue_um2(cells: np.ndarray, inside: np.ndarray | None, lattice: Lattice) -> float:
-    """Area of the tissue: of all cells, or of those inside the region; cells overhang the slide."""
-    rows, cols = lattice.inside()
-    share = cells if inside is None else np.where(inside, cells, 0)
-    return float(np.asarray(rows) @ share.astype(np.float64) @ np.asarray(cols)) * lattice.cell_um2
+def _within(cells: np.ndarray, inside: np.ndarray | None, scratch: Scratch) -> np.ndarray:
+    """Tissue fractions of the cells inside a region, 0 elsewhere; of all cells without one."""
+    if inside is None:
+        return cells
+    return scratch.by_strips(cells.shape, cells.dtype, lambda rows: np.where(inside[rows], cells[rows], 0))
 
 
 def _card_digest(card: Card) -> str:

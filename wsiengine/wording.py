@@ -85,7 +85,8 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
         ),
         (
             "plan",
-            f"{blocks} · {bytes_words(plan.read_bytes)} of pixels to read · peak memory {bytes_words(plan.peak_bytes)}",
+            f"{blocks} · {bytes_words(plan.read_bytes)} of pixels to read · peak memory {bytes_words(plan.peak_bytes)}"
+            + (f" · scratch files {bytes_words(plan.scratch_bytes)}" if plan.scratch_bytes else ""),
         ),
     ]
 
@@ -102,6 +103,7 @@ def plan_facts(plan: "Plan") -> dict[str, Any]:
         "overlap_used": plan.grid.overlap,
         "blocks": plan.block_count,
         "peak_bytes": plan.peak_bytes,
+        "scratch_bytes": plan.scratch_bytes,
         "read_px": plan.read_px,
         "read_bytes": plan.read_bytes,
     }

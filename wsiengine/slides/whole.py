@@ -10,7 +10,7 @@ import numpy as np
 from wsiengine.geometry import Box, Mpp
 from wsiengine.slides.base import LevelReader, SlideInfo
 from wsiengine.slides.fingerprint import fingerprint
-from wsiengine.slides.reading import Scratch, plausible, read_working
+from wsiengine.slides.reading import ReadBuffer, plausible, read_working
 from wsiengine.slides.sources import is_url
 from wsiengine.slides.white import WHITE
 
@@ -33,7 +33,7 @@ class WholeSlide:
         self._reader = reader
         self._given_mpp = mpp
         self._reopen = reopen
-        self._scratch = Scratch()
+        self._buffer = ReadBuffer()
         self.info = _settle_mpp(reader.info, mpp)
 
     def read_level(self, level: int, box: Box, out: np.ndarray | None = None) -> np.ndarray:
@@ -52,7 +52,7 @@ class WholeSlide:
 
     def read(self, box_px: Box, mpp: Mpp) -> np.ndarray:
         """Pixels of ``box_px`` (working pixels at ``mpp``, origin of the slide) → (h, w, 3) uint8."""
-        return read_working(self.info, self.read_level, self._scratch, box_px, mpp)
+        return read_working(self.info, self.read_level, self._buffer, box_px, mpp)
 
     def to_dask(self, mpp: Mpp | float, chunk_px: int = 2048) -> "da.Array":
         """The whole slide at ``mpp`` as a lazy Dask array: (rows, cols, 3) uint8.

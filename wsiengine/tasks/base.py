@@ -132,8 +132,11 @@ class Task(Protocol):
     def gather(self, plan: "Plan", recovered: "Recovered") -> Gathered:
         """A gathering that holds what the journal of an earlier attempt held."""
 
+    def held(self, plan: "Plan") -> list[int]:
+        """Sizes in bytes of the arrays, all from ``plan.scratch``, that truth, map and regions hold at once."""
+
     def memory(self, plan: "Plan") -> int:
-        """Bytes that truth and map take in the process of the run."""
+        """Bytes that what is found takes beside them, in the process of the run."""
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         """Cells at which the chunks of the lazy map begin, and its extent: (blocks along the axis + 1,) entries."""

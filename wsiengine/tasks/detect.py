@@ -15,6 +15,7 @@ from wsiengine.models.card import Card
 from wsiengine.models.detection import Head, Second
 from wsiengine.models.parts import ClassInfo
 from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsiengine.tasks.classify import MapLayout
 
 _BESIDE = ((TOP, -1, 0), (LEFT, 0, -1), (BOTTOM, 1, 0), (RIGHT, 0, 1))
@@ -137,18 +138,27 @@ def slide_px(lattice: Lattice) -> tuple[float, float]:
     return lattice.slide_l0.height / fy, lattice.slide_l0.width / fx
 
 
-def cover(objects: Objects, channels: int, analysed: np.ndarray, cells: Box, cell_px: int) -> np.ndarray:
+def cover(
+    objects: Objects,
+    channels: int,
+    analysed: np.ndarray,
+    place: tuple[Box, int],
+    scratch: Scratch = IN_MEMORY,
+) -> np.ndarray:
     """The map under ``cells``: the score of the best candidate that covers a cell's centre, or is centred in it.
 
     Args:
         objects: Candidates; those elsewhere do not matter.
         channels: The detector's classes.
         analysed: (cells.height, cells.width) bool.
+        place: The cells, and the working pixels along one.
+        scratch: Makes the map.
 
     Returns:
         (cells.height, cells.width, channels) uint8: 0 = not analysed, 1 = nothing, 255 = certain.
     """
-    best = np.ones((*cells.shape, channels), np.uint8)
+    cells, cell_px = place
+    best = scratch.full((*cells.shape, channels), 1, np.uint8)
     spans = np.ceil(objects.boxes / cell_px - 0.5).astype(np.int64)  # cells whose centre the box covers
     middle = np.floor(objects.centres / cell_px).astype(np.int64)
     low = np.minimum(spans[:, :2], middle) - (cells.y0, cells.x0)
@@ -158,7 +168,8 @@ def cover(objects: Objects, channels: int, analysed: np.ndarray, cells: Box, cel
     for k in np.flatnonzero((high > low).all(axis=1)).tolist():
         here = best[low[k, 0] : high[k, 0], low[k, 1] : high[k, 1], objects.labels[k]]
         np.maximum(here, coded[k], out=here)
-    best[~analysed] = 0
+    for rows in strips(best.shape):
+        best[rows][~analysed[rows]] = 0
     return best
 
 
