@@ -5,22 +5,15 @@ are looked at, and are made again when they are needed again; what stays is a ta
 mask alone, not on the strips.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from wsiengine.scratch import IN_MEMORY, Scratch
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 
-_STRIP_PX = 1 << 20
 Rows = Callable[[slice], np.ndarray]  # rows of a mask → (rows, cols) bool
-
-
-def strips(shape: tuple[int, ...], strip_px: int | None = None) -> Iterator[slice]:
-    """Slices of rows that hold about ``strip_px`` pixels each."""
-    rows = max(16, (strip_px or _STRIP_PX) // max(shape[1], 1))
-    return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ the middle of a loop.
 """
 
 import errno
+import math
 import mmap
 import os
 import shutil
@@ -25,7 +26,7 @@ from wsiengine.journal import in_words
 
 LARGE_BYTES = 4 << 20  # arrays from this size on: a mapping costs 0.1 ms, and some ten arrays live at a time
 _NO_MAPPING = (errno.ENODEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-_STRIP = 1 << 20  # values worked on at once: 8 MB where they become float64
+STRIP = 1 << 20  # values worked on at once: 8 MB where they become float64
 Shape = tuple[int, ...]
 
 
@@ -47,7 +48,7 @@ class Scratch:
         Raises:
             OutputError: The disk has no room for it.
         """
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.folder is None or not size or size < self.large_bytes:
             return np.zeros(shape, dtype)
         return np.frombuffer(_mapping(self.folder, size), dtype).reshape(shape)
@@ -95,9 +96,9 @@ class Scratch:
 IN_MEMORY = Scratch()
 
 
-def strips(shape: Shape) -> Iterator[slice]:
-    """Slices of an even number of rows of an array, of a million values or so each."""
-    rows = 2 * max(1, _STRIP // 2 // max(1, int(np.prod(shape[1:], dtype=np.int64))))
+def strips(shape: Shape, values: int | None = None) -> Iterator[slice]:
+    """Slices of an even number of rows of an array, at least 16, that hold about so many values each."""
+    rows = max(16, (values or STRIP) // max(1, math.prod(shape[1:])) // 2 * 2)
     return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 
@@ -125,7 +126,7 @@ def _reserve(descriptor: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
         return
-    zeros = bytes(_STRIP)  # macOS: written out
+    zeros = bytes(STRIP)  # macOS: written out
     left = size
     while left:
         left -= os.write(descriptor, zeros[:left])

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from wsiengine.parts import Parts, keep, label_parts, strips
-from wsiengine.scratch import IN_MEMORY, Scratch
+from wsiengine.parts import Parts, keep, label_parts
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 
 BLUR_UM = 10.0  # joins the cells of loose tissue, averages JPEG noise
 COLOUR_UM = 32.0  # where colour is looked for: blue and brown cells side by side are not grey
@@ -296,7 +296,7 @@ class _Widened:
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows that hold about ``_STRIP_PX`` pixels each."""
-    return strips(shape, _STRIP_PX)
+    return strips(shape[:2], _STRIP_PX)
 
 
 def _dilated(mask: np.ndarray, radius: float, scratch: Scratch) -> np.ndarray:
