@@ -157,13 +157,13 @@ def _run(
             gathered = _score(prepared.plan, (journal, recovered), client, listener, watch, meanwhile.begin)
             with watch.stage("picture (wait)"):
                 picture = meanwhile.picture()
-    give_back_memory()
     if subject.slide.fingerprint() != subject.fingerprint:
         space.forget()  # nobody can say which of the blocks are of which slide
         raise UnreadableSlide(
             "The slide was changed while it was read; what was found is thrown away.",
             hint="wait until it is copied or scanned completely, then run the same command again.",
         )
+    give_back_memory()
     with in_words(space.folder):
         _finish((subject, prepared), (gathered, picture), where, listener, watch)
 
