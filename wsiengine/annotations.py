@@ -28,7 +28,8 @@ __all__ = [
     "write_geojson",
 ]
 
-_STRIP = 256  # rows of cells measured at a time
+_BATCH = 2048  # outlines exported at a time
+_MEASURED = 1 << 18  # cells measured at a time
 Class = tuple[str, tuple[int, int, int]]  # name, colour
 
 
@@ -129,8 +130,8 @@ def _annotations(
     if len(options.channel_names) != probability.shape[2]:
         raise ValueError(f"{len(options.channel_names)} channel names for {probability.shape[2]} channels")
     tolerance = _tolerance(lattice, options)
-    outlines = to_level0(simplify(traced.polygons, tolerance if tolerance > 0.5 else 0), lattice.l0_per_cell)
-    regions = _exported(traced, outlines, lattice, options)
+    outlines = simplify(traced.polygons, tolerance if tolerance > 0.5 else 0)
+    regions = _exported(traced.labels, outlines, lattice, options)
     owners = _owners(traced.components, regions, lattice, options.scratch)
     if options.clip_l0 is not None:
         _drop_outside(options.clip_l0, owners, lattice)
@@ -151,15 +152,20 @@ def _annotations(
     ]
 
 
-def _exported(traced: Traced, outlines: np.ndarray, lattice: Lattice, options: AnnotateOptions) -> _Regions:
-    """Clip, clean and split outlines in level-0 pixels; drop what is too small."""
+def _exported(labels: np.ndarray, outlines: np.ndarray, lattice: Lattice, options: AnnotateOptions) -> _Regions:
+    """Outlines in cells to level-0 pixels, clipped, clean and split; without what is too small."""
     limits = [rectangle(Box.of(lattice.slide_l0))]
     if options.clip_l0 is not None:
         limits.append(options.clip_l0)
-    parts, parents = shapely.get_parts(clean(clip(outlines, limits)), return_index=True)
-    large = shapely.area(parts) * lattice.slide_mpp.pixel_um2 >= options.min_area_um2
-    parts, parents = shapely.normalize(parts[large]), parents[large]
-    return _Regions(parts, parents, traced.labels[parents])
+    exported, parents = [np.empty(0, object)], [np.empty(0, np.int64)]
+    for first in range(0, len(outlines), _BATCH):  # each step makes all polygons anew
+        here = to_level0(outlines[first : first + _BATCH], lattice.l0_per_cell)
+        parts, parent = shapely.get_parts(clean(clip(here, limits)), return_index=True)
+        large = shapely.area(parts) * lattice.slide_mpp.pixel_um2 >= options.min_area_um2
+        exported.append(shapely.normalize(parts[large]))
+        parents.append(parent[large] + first)
+    parent = np.concatenate(parents)
+    return _Regions(np.concatenate(exported), parent, labels[parent])
 
 
 def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice, scratch: Scratch) -> np.ndarray:
@@ -209,15 +215,15 @@ def _measure(
     columns: dict[str, np.ndarray] = {}
     for channel, name in enumerate(options.channel_names):
         cells, total = np.zeros(count, np.int64), np.zeros(count)
-        for rows in range(0, len(owners), _STRIP):  # whole numbers: the sums are exact, however they are cut
-            here, values = owners[rows : rows + _STRIP].ravel(), probability[rows : rows + _STRIP, :, channel].ravel()
+        for rows in strips(owners.shape, _MEASURED):  # whole numbers: the sums are exact, however they are cut
+            here, values = owners[rows].ravel(), probability[rows, :, channel].ravel()
             cells += np.bincount(here[values > 0], minlength=count + 1)[1:]
             total += np.bincount(here, weights=values, minlength=count + 1)[1:]
         mean = (total / np.maximum(cells, 1) - 1) / 254
         columns[f"Mean probability {name}"] = np.where(cells > 0, mean, np.nan)
     if options.tile_count is not None:
         tiles = np.zeros(count)
-        for strip in strips(owners.shape):
+        for strip in strips(owners.shape, _MEASURED):
             weights = options.tile_count[strip].ravel()
             tiles += np.bincount(owners[strip].ravel(), weights=weights, minlength=count + 1)[1:]
         columns["Tiles"] = tiles

@@ -8,13 +8,16 @@ components. Each run gives one directed edge to the component on either side, so
 vertices: a valid coverage, in which a shared boundary can be smoothed or simplified once for both.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import shapely
 
 from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsikernels.components import label_values
+
+_BATCH_EDGES = 100_000  # chained, smoothed and made into polygons at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,35 +84,60 @@ def trace_components(components: np.ndarray, component_labels: np.ndarray, *, sm
     if not len(component_labels):
         return Traced(components, np.empty(0, object), component_labels)
     edges = _boundary_edges(components)
-    rings = _chain(edges, components.shape[1] + 1)
-    if smooth:
-        rings = _smooth(rings, components)
-    return Traced(components, _build(rings, len(component_labels)), component_labels)
+    polygons = []
+    for first, stop, some in _batches(edges, len(component_labels)):
+        rings = _chain(some, components.shape[1] + 1)
+        if smooth:
+            rings = _smooth(rings, components)
+        polygons.append(_build(rings, first, stop))
+    return Traced(components, np.concatenate(polygons), component_labels)
+
+
+def _batches(edges: _Edges, count: int) -> Iterator[tuple[int, int, _Edges]]:
+    """Components from ``first`` to before ``stop``, with their edges in order: chaining takes 300 bytes an edge."""
+    ends = np.cumsum(np.bincount(edges.owner, minlength=count + 1))  # of each component's edges, were they sorted
+    first = 1
+    while first <= count:
+        stop = max(first + 1, int(np.searchsorted(ends, ends[first - 1] + _BATCH_EDGES, side="right")))
+        stop = min(stop, count + 1)
+        if first == 1 and stop == count + 1:
+            yield first, stop, edges
+        else:
+            own = np.flatnonzero((edges.owner >= first) & (edges.owner < stop))
+            yield first, stop, _Edges(*(getattr(edges, field.name)[own] for field in fields(edges)))
+        first = stop
 
 
 def _boundary_edges(components: np.ndarray) -> _Edges:
     """All directed edges of all components, from the runs along rows and along columns."""
+    along, down = _horizontal_edges(components), _vertical_edges(components)
+    return _Edges(*(np.concatenate(column) for column in zip(*along, *down, strict=True)))
+
+
+def _horizontal_edges(components: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """Columns of :class:`_Edges` to the right, and to the left."""
     width = components.shape[1] + 1
     y, x0, x1, above, below = _runs(components)
-    x, y0, y1, left, right = _runs(components.T)
-    at_h, at_v = (y * width + x0, y * width + x1), (y0 * width + x, y1 * width + x)
+    start, end = y * width + x0, y * width + x1
     # One run, two edges: the component below sees it as its top (to the right), the one above as its bottom.
     # Where a component touches itself at a corner two of its edges end there and two start: down is followed by
     # right, up by left, left by down, right by up. That keeps the two diagonal cells apart from the gap between.
-    parts = [
-        (at_h[0], at_h[1], below, True, False),  # to the right
-        (at_h[1], at_h[0], above, False, True),  # to the left
-        (at_v[0], at_v[1], left, False, False),  # down
-        (at_v[1], at_v[0], right, True, True),  # up
-    ]
-    kept = [(start[own > 0], end[own > 0], own[own > 0], i, o) for start, end, own, i, o in parts]
-    return _Edges(
-        start=np.concatenate([k[0] for k in kept]),
-        end=np.concatenate([k[1] for k in kept]),
-        owner=np.concatenate([k[2] for k in kept]),
-        turn_in=np.concatenate([np.full(len(k[2]), k[3]) for k in kept]),
-        turn_out=np.concatenate([np.full(len(k[2]), k[4]) for k in kept]),
-    )
+    return [_owned(start, end, below, (True, False)), _owned(end, start, above, (False, True))]
+
+
+def _vertical_edges(components: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """Columns of :class:`_Edges` down, and up."""
+    width = components.shape[1] + 1
+    x, y0, y1, left, right = _runs(components.T)
+    start, end = y0 * width + x, y1 * width + x
+    return [_owned(start, end, left, (False, False)), _owned(end, start, right, (True, True))]
+
+
+def _owned(start: np.ndarray, end: np.ndarray, owner: np.ndarray, turns: tuple[bool, bool]) -> tuple[np.ndarray, ...]:
+    """Columns of :class:`_Edges`, of those that a component owns."""
+    own = owner > 0
+    count = int(np.count_nonzero(own))
+    return start[own], end[own], owner[own], np.full(count, turns[0]), np.full(count, turns[1])
 
 
 def _runs(components: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -230,8 +258,8 @@ def _take(rings: _Rings, kept: np.ndarray) -> _Rings:
     return _Rings(rings.xy[kept], np.concatenate(([0], np.cumsum(kept)))[rings.starts], rings.owner)
 
 
-def _build(rings: _Rings, count: int) -> np.ndarray:
-    """Polygons: per component one shell (clockwise on screen), the rest are holes."""
+def _build(rings: _Rings, first: int, stop: int) -> np.ndarray:
+    """Polygons of components ``first`` to before ``stop``: one shell each (clockwise on screen), the rest are holes."""
     _, after = _neighbours(rings.starts)
     (x, y), (x_after, y_after) = rings.xy.T, rings.xy[after].T
     twice_area = np.add.reduceat(x * y_after - x_after * y, rings.starts[:-1])
@@ -240,6 +268,6 @@ def _build(rings: _Rings, count: int) -> np.ndarray:
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     take = np.arange(offsets[-1]) + np.repeat(rings.starts[order] - offsets[:-1], lengths)
     take[offsets[1:] - 1] = rings.starts[order]
-    rings_per_polygon = np.bincount(rings.owner - 1, minlength=count)
+    rings_per_polygon = np.bincount(rings.owner - first, minlength=stop - first)
     polygon_offsets = np.concatenate(([0], np.cumsum(rings_per_polygon)))
     return shapely.from_ragged_array(shapely.GeometryType.POLYGON, rings.xy[take], (offsets, polygon_offsets))

@@ -15,7 +15,7 @@ from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summarise, write_annotations
 from wsiengine.grid import blocks_of, tapered
 from wsiengine.journal import Journal, Recovered, in_words
-from wsiengine.meanwhile import Meanwhile, give_back_memory
+from wsiengine.meanwhile import Meanwhile, give_back_memory, keep_large_pieces_apart
 from wsiengine.models.card import Card
 from wsiengine.naming import default_folder
 from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
@@ -139,6 +139,7 @@ def _run(
 ) -> None:
     """What is left of a run, from its journal to its published results."""
     space, _ = where
+    keep_large_pieces_apart()
     journal, recovered = space.journal()
     with journal:
         _foretell(subject, recovered, listener)
@@ -263,6 +264,7 @@ def _finish(
         annotations = make_annotations(truth, coded, finish)
         summary = summarise(truth, annotations) | _unreadable(plan, truth.ran, listener)
         write_annotations(truth, annotations, finish, draft)
+    give_back_memory()
     with watch.stage("overlay"):
         title = f"{subject.card.name} {subject.card.version}"
         if "unreadable_tiles" in summary:

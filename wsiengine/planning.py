@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 
 FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
 _MIB = 1 << 20
-_BASE_BYTES = 208 * _MIB  # libraries, kernels, the overlay picture: measured 175 to 205
+_BASE_BYTES = 128 * _MIB  # libraries and kernels: measured 95 to 120
+_TABLES_BYTES_PER_PX = 18 / 256**2  # place and length of each file tile; scanners' are 240 or 256 px wide, or larger
+_PICTURE_BYTES = 24 * _MIB  # the slide's picture, and pieces of the slide as it is read
+_DRAWING_BYTES = 56 * _MIB  # strips of the map, shards, outlines, the overlay: measured 40 to 53
 _TISSUE_BYTES = 40 * _MIB  # a few pieces of the slide, as they are read, and strips of what is made of them
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
-_BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
+_BLOCK_BYTES = 24 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
 
 
@@ -256,13 +259,18 @@ def peak_bytes(plan: Plan, side: int) -> int:
 
 
 def memory_parts(plan: Plan, side: int) -> dict[str, int]:
-    """What the peak of memory is made of, in words and bytes: finding the tissue or running the blocks, the larger.
-
-    The one has given its memory back when the other begins.
+    """What the peak of memory is made of, in words and bytes: finding the tissue, running the blocks or drawing what
+    they found, the largest. Each has given its memory back when the next begins.
     """
-    always = {"the libraries": _BASE_BYTES, "the model's weights": 3 * plan.weights_bytes}
+    always = {
+        "the libraries": _BASE_BYTES,
+        "the slide's tables of tiles": int(plan.info.size_l0.area * _TABLES_BYTES_PER_PX),
+        "the model's weights": 3 * plan.weights_bytes,
+    }
     finding = {"finding the tissue": plan.scratch.split(_finding(plan))[0] + _TISSUE_BYTES}
-    return always | max(finding, _running_parts(plan, side), key=lambda parts: sum(parts.values()))
+    found = {"the map": plan.scratch.split(plan.task.held(plan))[0] + plan.task.memory(plan)} | _model_parts(plan, side)
+    running, drawing = found | _reading_parts(plan, side), found | {"drawing the results": _DRAWING_BYTES}
+    return always | max(finding, running, drawing, key=lambda parts: sum(parts.values()))
 
 
 def _finding(plan: Plan) -> tuple[int, ...]:
@@ -270,17 +278,22 @@ def _finding(plan: Plan) -> tuple[int, ...]:
     return tissue_bytes(tissue_lattice(plan.lattice.slide_l0, plan.lattice.slide_mpp))
 
 
-def _running_parts(plan: Plan, side: int) -> dict[str, int]:
-    """What the blocks take, and what comes of them."""
+def _model_parts(plan: Plan, side: int) -> dict[str, int]:
+    """What the session has taken for its activations; it keeps it for the next slide."""
     threads = plan.options.worker_threads
     run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
         run_px = _dense_side_px(plan, side) ** 2
     activations = run_px * plan.task.activation_bytes_per_px
+    return {f"the model's work in each of {threads} threads": threads * activations}
+
+
+def _reading_parts(plan: Plan, side: int) -> dict[str, int]:
+    """What is read while the blocks run."""
+    threads = plan.options.worker_threads
     return {
-        "the map": plan.scratch.split(plan.task.held(plan))[0] + plan.task.memory(plan),
+        "the slide's picture": _PICTURE_BYTES,
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
-        f"the model's work in each of {threads} threads": threads * activations,
     }
 
 

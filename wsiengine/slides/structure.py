@@ -74,7 +74,9 @@ def tile_tables(source: Source) -> Iterator[np.ndarray]:
     tifffile makes numbers of Python's of them, which take five times the memory: 60 MB for a slide of 50 Gpx.
     """
     layout = _layout(source.read(0, min(16, source.length_bytes)))
-    for tags in _directories(source, layout) if layout is not None else ():
+    if layout is None:
+        return
+    for tags in _directories(source, layout):
         for names in (_OFFSETS, _LENGTHS):
             yield _values(source, layout, next((tags[name] for name in names if name in tags), None))
 
