@@ -23,6 +23,7 @@ from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, requi
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Task
 from wsiengine.tasks.classify import MapLayout
+from wsiengine.tissue import tissue_lattice
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
 _MIB = 1 << 20
 _BASE_BYTES = 208 * _MIB  # libraries, kernels, the overlay picture: measured 175 to 205
-_TISSUE_BYTES_PER_UM2 = 8 / 64  # 8 bytes per pixel of 8 µm while the tissue is found, measured 6 to 7
+_TISSUE_BYTES_PER_PX = 8  # of the mask (8 µm, or a coarser picture's own) while the tissue is found, measured 6 to 7
 _TISSUE_BYTES = 40 * _MIB  # and a few pieces of the slide, as they are read
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
@@ -251,9 +252,9 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
 
     The one has given its memory back when the other begins.
     """
-    slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
+    mask_px = tissue_lattice(plan.lattice.slide_l0, plan.lattice.slide_mpp).extent_px.area
     always = {"the libraries": _BASE_BYTES, "the model's weights": 3 * plan.weights_bytes}
-    finding = {"finding the tissue": int(slide_um2 * _TISSUE_BYTES_PER_UM2) + _TISSUE_BYTES}
+    finding = {"finding the tissue": mask_px * _TISSUE_BYTES_PER_PX + _TISSUE_BYTES}
     return always | max(finding, _running_parts(plan, side), key=lambda parts: sum(parts.values()))
 
 

@@ -18,6 +18,7 @@ import shapely
 
 from wsiengine import __version__
 from wsiengine.attribution import channels_of, refuse_without_cam
+from wsiengine.breast import breast_mask
 from wsiengine.dense import block_cells
 from wsiengine.dense import work as dense_work
 from wsiengine.errors import NothingToAnalyse, PlanError, RegionError
@@ -26,7 +27,7 @@ from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
 from wsiengine.machine import usable_memory_bytes
-from wsiengine.models.card import Card
+from wsiengine.models.card import FINDERS, Card
 from wsiengine.models.parts import PER_TILE
 from wsiengine.models.precision import REFERENCE
 from wsiengine.models.registry import load_model
@@ -59,7 +60,7 @@ class Request:
         batch_size: Tiles per call of the model; None leaves it to the device.
         threshold: Least probability of the best class; None takes the card's.
         region: QuPath GeoJSON that limits the run.
-        tissue: ``auto``, ``none``, or a GeoJSON mask.
+        tissue: ``auto`` (:func:`finder_of`), ``slide``, ``breast``, ``none``, or a GeoJSON mask.
         mpp: µm per level-0 pixel, overriding the file's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         threads: Worker threads; 0 = all cores.
@@ -183,7 +184,7 @@ def identify(request: Request) -> Subject:
         warnings.append(
             "The picture states no µm/px (--mpp gives them): sizes and densities are in pixels, --min-area in px²."
         )
-    elif not plausible(card.input.mpp) and str(request.tissue) == "auto":
+    elif str(request.tissue) == "auto" and not card.tissue and finder_of(request.tissue, card) == "none":
         warnings.append(f"{card.name} was not made for tissue and looks for none: the whole picture is analysed.")
     lattice = lattice_for(slide.info, card)
     if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
@@ -192,7 +193,8 @@ def identify(request: Request) -> Subject:
         )
     grid = TileGrid.cover(lattice, card.input.size_px, _overlap(request.overlap, card, lattice, warnings))
     region = _load(request.region, slide, "--region")
-    mask = None if str(request.tissue) in ("auto", "none") else _load(request.tissue, slide, "--tissue")
+    finder = finder_of(request.tissue, card)
+    mask = _load(request.tissue, slide, "--tissue") if finder is None else None
     areas = _areas(request, card, slide)
     mode = _choose_mode(request.mode, card, grid, recipe)
     if request.cam is not None:
@@ -210,7 +212,7 @@ def identify(request: Request) -> Subject:
             "mpp": [lattice.slide_mpp.y, lattice.slide_mpp.x],
             "overlap": round(grid.overlap, 6),
             "region": _digest(region),
-            "tissue": _digest(mask) if mask is not None else str(request.tissue),
+            "tissue": _digest(mask) or (finder if card.tissue else str(request.tissue)),
             "normalise": str(recipe),
             "provider": runtime.provider,
             **({"precision": card.number_format} if card.number_format != REFERENCE else {}),
@@ -349,10 +351,20 @@ def _tissue(subject: Subject) -> TissueMask:
     info, lattice = subject.slide.info, subject.grid.lattice
     if subject.tissue_polygons is not None:
         return TissueMask.from_polygons(subject.tissue_polygons, info.size_l0, lattice.slide_mpp)
-    picture = not plausible(subject.card.input.mpp)  # not of a microscope: no tissue is looked for in it
-    if str(subject.request.tissue) == "none" or (picture and str(subject.request.tissue) == "auto"):
+    finder = finder_of(subject.request.tissue, subject.card)
+    if finder == "none":
         return TissueMask.everywhere(info.size_l0, lattice.slide_mpp)
-    return find_tissue(subject.slide)
+    return breast_mask(subject.slide) if finder == "breast" else find_tissue(subject.slide)
+
+
+def finder_of(asked: str | os.PathLike[str], card: Card) -> str | None:
+    """What looks for the part that is analysed: ``slide``, ``breast``, ``none``, or None where a file says it.
+
+    Where neither user nor card say, tissue is looked for on slides; a picture that no microscope made is taken whole.
+    """
+    if str(asked) != "auto":
+        return str(asked) if str(asked) in (*FINDERS, "none") else None
+    return card.tissue or ("slide" if plausible(card.input.mpp) else "none")
 
 
 def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:

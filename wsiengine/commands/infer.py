@@ -55,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--batch-size", type=whole, metavar="N", help="tiles per call of the model")
     run.add_argument("--region", type=Path, metavar="GEOJSON", help="analyse only inside this QuPath annotation")
     run.add_argument(
-        "--tissue", default="auto", metavar="auto|none|GEOJSON", help="find the tissue, take all, or a drawn mask"
+        "--tissue",
+        default="auto",
+        metavar="auto|slide|breast|none|GEOJSON",
+        help="find what the card says (tissue on slides), or this; take all; or a drawn mask",
     )
     run.add_argument("--normalise", metavar="RECIPE", help="replace the card's recipe: none, macenko, macenko+clahe, …")
     add_mpp(run)

@@ -44,6 +44,8 @@ from wsiengine.models.segmentation import Segmentation, check_segmentation, read
 
 SCHEMA_VERSION = 1
 TASKS = ("classify", "segment", "detect")
+FINDERS = ("slide", "breast")
+"""What may look for the part of a picture that is analysed: :mod:`wsiengine.tissue`, :mod:`wsiengine.breast`."""
 ACTIVATIONS = ("softmax", "sigmoid", "identity")
 DETECTOR_OUTPUTS = ("boxes", "labels", "masks", "count", "sizes", "offsets")
 
@@ -74,6 +76,7 @@ class Card:
     folder: Path = field(compare=False)
     description: str = ""
     recipe: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    tissue: str | None = None
     halo_px: int = 0
     dense: Dense | None = None
     gate: Gate | None = None
@@ -138,6 +141,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """The card as JSON types; ``parse_card`` of it gives an equal card."""
         parts = {
+            "tissue": self.tissue,
             "segmentation": segmentation_json(self.segmentation),
             "detection": detection_json(self.detection),
             "second": second_json(self.second),
@@ -207,6 +211,7 @@ def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
         classes=tuple(read_class(entry) for entry in top.objects("classes", at_least=1)),
         input=read_input(top.object("input")),
         recipe=tuple(step.mapping() for step in top.objects("recipe", default=())),
+        tissue=top.choice("tissue", (*FINDERS, "none")) if top.has("tissue") else top.take("tissue", None),
         outputs=read_outputs(top.object("outputs")),
         activation=top.choice("activation", ACTIVATIONS),
         output_stride_px=top.integer("output_stride_px", at_least=1),
