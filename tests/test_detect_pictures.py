@@ -270,6 +270,26 @@ def test_tiles_overlap_by_a_crop_where_it_is_larger(tmp_path: Path) -> None:
     assert result.run["plan"]["overlap_used"] == 0.5  # 24 px and a cell of 8
 
 
+def test_a_second_stage_runs_where_the_first_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU the session of a crop's classifier asks for just what the detector's session has."""
+    from wsiengine.models import runtime
+    from wsiengine.models.card import load_card
+
+    asked: dict[str, list] = {}
+    original = runtime._session
+
+    def noted(ort: Any, card: Any, wanted: list, path: Any = None) -> Any:
+        asked[(path or card.model_path).name] = wanted
+        return original(ort, card, wanted, path)
+
+    monkeypatch.setattr(runtime, "_session", noted)
+    two_stages(tmp_path / "m")
+    first = runtime.Runtime(load_card(tmp_path / "m" / "card.json"), device="cpu")._session
+    options = first.get_provider_options()
+    assert asked.keys() == {"planted.onnx", "types.onnx", "boost.onnx"}
+    assert asked["types.onnx"] == asked["boost.onnx"] == [(p, options[p]) for p in first.get_providers()]
+
+
 def test_a_second_stage_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     slide = write(tmp_path / "s.tiff", paint(SIZE, MARKS), 1.0)
     two_stages(tmp_path / "m", rows=2)

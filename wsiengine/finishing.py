@@ -28,7 +28,7 @@ class Finish:
         tolerance_um: How far a simplified boundary may lie from the cells' edges; None = half a cell.
         min_area_um2: Regions smaller than this are left out.
         tiles: Also write each tile as a QuPath ``tile`` object.
-        classes: Of a detector's objects only these; None for all.
+        classes: Of a detector's or segmenter's objects only these; None for all.
     """
 
     threshold: float
@@ -71,7 +71,7 @@ def refuse_unfit(finish: Finish, task: str, layout: MapLayout) -> None:
         return
     names = [name for name, _ in getattr(layout, "object_classes", ())]
     if not names:
-        raise PlanError("Only a detector's objects can be chosen by class.", hint="leave --classes out.")
+        raise PlanError("Only a detector's or segmenter's objects can be chosen by class.", hint="leave --classes out.")
     unknown = [name for name in finish.classes if name not in names]
     if unknown:
         raise PlanError(f"The model knows no class {', '.join(unknown)}.", hint=f"its classes are {', '.join(names)}.")

@@ -357,7 +357,7 @@ def run_facts(
             "tiles": plan.tile_count,
             "tile_px": plan.grid.tile_px,
             "stride_px": plan.grid.stride_px,
-            "overlap_asked": subject.request.overlap,
+            "overlap_asked": subject.request.overlap_asked,
             "overlap_used": round(plan.grid.overlap, 6),
             "working_mpp": {"y": plan.lattice.mpp.y, "x": plan.lattice.mpp.x},
             "cell_px": plan.lattice.cell_px,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from wsiengine.job import Job
 
+USUAL_OVERLAP = 0.3
 FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
 _MIB = 1 << 20
 _BASE_BYTES = 208 * _MIB  # libraries, kernels, the overlay picture: measured 175 to 205
@@ -50,7 +51,7 @@ class Options:
     ``distributed`` client, where one scores.
     """
 
-    overlap: float = 0.3
+    overlap: float = USUAL_OVERLAP
     batch_size: int | None = None
     threshold: float | None = None
     device: str = "auto"

@@ -27,14 +27,14 @@ from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
 from wsiengine.machine import usable_memory_bytes
-from wsiengine.models.card import FINDERS, Card
+from wsiengine.models.card import FINDERS, Card, refused_steps
 from wsiengine.models.parts import PER_TILE
 from wsiengine.models.precision import REFERENCE
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.models.session import open_runtime
 from wsiengine.normalise import Normaliser, Recipe, fit_normaliser, parse_recipe
-from wsiengine.planning import Options, Plan, choose_tiles, lattice_for, make_plan
+from wsiengine.planning import USUAL_OVERLAP, Options, Plan, choose_tiles, lattice_for, make_plan
 from wsiengine.recipe import TILE_STEPS
 from wsiengine.regions import load_areas, load_region, points_inside, rasterise
 from wsiengine.slides import open_slide
@@ -42,7 +42,7 @@ from wsiengine.slides.base import Slide
 from wsiengine.slides.reading import plausible
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
-from wsiengine.tasks.detect import least_overlap_px
+from wsiengine.tasks.detect import least_overlap_px, nothing_below
 from wsiengine.tissue import TissueMask, find_tissue
 
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
@@ -56,7 +56,7 @@ class Request:
     Attributes:
         slide: Path, or an open slide.
         model: Name or path of a model.
-        overlap: Linear overlap of neighbouring tiles, [0, 1).
+        overlap: Linear overlap of neighbouring tiles, [0, 1); None: 0.3, or more where the model needs more.
         batch_size: Tiles per call of the model; None leaves it to the device.
         threshold: Least probability of the best class; None takes the card's.
         region: QuPath GeoJSON that limits the run.
@@ -77,7 +77,7 @@ class Request:
 
     slide: str | os.PathLike[str] | Slide
     model: str = "crc5"
-    overlap: float = 0.3
+    overlap: float | None = None
     batch_size: int | None = None
     threshold: float | None = None
     region: str | os.PathLike[str] | None = None
@@ -106,10 +106,15 @@ class Request:
                 f"mpp={self.mpp:g} was given for a slide that is open already.", hint="open_slide(path, mpp=...)."
             )
 
+    @property
+    def overlap_asked(self) -> float:
+        """The overlap asked for, or the usual one."""
+        return USUAL_OVERLAP if self.overlap is None else self.overlap
+
     def options(self, mode: str) -> Options:
         """For the planner; ``mode`` is the one chosen."""
         return Options(
-            overlap=self.overlap,
+            overlap=self.overlap_asked,
             batch_size=self.batch_size,
             threshold=self.threshold,
             device=self.device,
@@ -174,24 +179,30 @@ def identify(request: Request) -> Subject:
             f"{card.name} shrinks each tile by itself, and the recipe {recipe} needs pixels that are shrunk already.",
             hint="--normalise none.",
         )
-    slide = _open(request, recipe, warnings)
+    if card.input.deep and (steps := refused_steps(recipe.steps)):
+        raise PlanError(
+            f"{card.name} takes pixels of 16 bits, and {steps} works at 8.", hint="--normalise none, or a window."
+        )
+    slide = _open(request, card, recipe, warnings)
     if slide.info.channels:
         dyes = ", ".join(slide.info.channels)
         warnings.append(f"This is fluorescence ({dyes}), not stained tissue in transmitted light, as models expect it.")
     calibrated = slide.info.mpp is not None
     if card.input.mpp is None and not calibrated:
-        slide = open_slide(slide.path, mpp=1.0, window=recipe.window)
+        slide = open_slide(slide.path, mpp=1.0, window=recipe.window, deep=card.input.deep)
         warnings.append(
             "The picture states no µm/px (--mpp gives them): sizes and densities are in pixels, --min-area in px²."
         )
     elif str(request.tissue) == "auto" and not card.tissue and finder_of(request.tissue, card) == "none":
         warnings.append(f"{card.name} was not made for tissue and looks for none: the whole picture is analysed.")
+    if card.detection and (note := nothing_below(request.threshold, card.detection.minimum_score)):
+        warnings.append(note)
     lattice = lattice_for(slide.info, card)
     if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
         warnings.append(
             f"The slide has {lattice.slide_mpp}, {card.name} was made for {lattice.mpp}: its pixels are enlarged."
         )
-    grid = TileGrid.cover(lattice, card.input.size_px, _overlap(request.overlap, card, lattice, warnings))
+    grid = TileGrid.cover(lattice, card.input.size_px, _overlap(request, card, lattice, warnings))
     region = _load(request.region, slide, "--region")
     finder = finder_of(request.tissue, card)
     mask = _load(request.tissue, slide, "--tissue") if finder is None else None
@@ -279,14 +290,17 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
     return Prepared(make_plan(plan), normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
 
 
-def _overlap(asked: float, card: Card, lattice: Lattice, warnings: list[str]) -> float:
+def _overlap(request: Request, card: Card, lattice: Lattice, warnings: list[str]) -> float:
     """The overlap asked for, or what the model needs where that is more: a neighbour must see whole, and with context,
-    what a tile does not."""
+    what a tile does not. Who asked for less is told."""
+    asked = request.overlap_asked
     needed_px = max(least_overlap_px(card), 2 * card.halo_px if card.segmentation else 0)
     side = card.input.size_px
     one_tile = max(lattice.extent_px.shape) <= side
     if not needed_px or one_tile or round((1 - asked) * side) <= side - needed_px:
         return asked
+    if request.overlap is None:
+        return needed_px / side
     warnings.append(
         f"The overlap is raised from {100 * asked:.0f} % to {100 * needed_px / side:.0f} % ({needed_px} px): "
         + (
@@ -330,10 +344,14 @@ def _choose_mode(asked: str, card: Card, grid: TileGrid, recipe: Recipe) -> str:
     return "tiles"
 
 
-def _open(request: Request, recipe: Recipe, warnings: list[str]) -> Slide:
+def _open(request: Request, card: Card, recipe: Recipe, warnings: list[str]) -> Slide:
     if not isinstance(request.slide, str | os.PathLike):
+        if card.input.deep and not getattr(request.slide, "deep", False):
+            raise PlanError(
+                f"{card.name} takes 16 bits, and the slide was opened for 8.", hint="open_slide(path, deep=True)."
+            )
         return request.slide
-    slide = open_slide(request.slide, mpp=request.mpp, window=recipe.window)
+    slide = open_slide(request.slide, mpp=request.mpp, window=recipe.window, deep=card.input.deep)
     if request.mpp is not None:
         warnings.append(f"µm/px taken from --mpp: {request.mpp:g}, not from the file.")
     if request.on_bad_tile not in ("fail", "skip"):

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the results (default: <slide name>.wsiengine; with several slides, one sub-folder each)",
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--overlap", type=fraction, default=0.3, metavar="F", help="of neighbouring tiles (default: 0.3)")
+    run.add_argument(
+        "--overlap", type=fraction, metavar="F", help="of neighbouring tiles (default: 0.3, or what the model needs)"
+    )
     run.add_argument("--batch-size", type=whole, metavar="N", help="tiles per call of the model")
     run.add_argument("--region", type=Path, metavar="GEOJSON", help="analyse only inside this QuPath annotation")
     run.add_argument(

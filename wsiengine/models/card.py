@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from wsiengine.models.parts import (
 )
 from wsiengine.models.precision import REFERENCE, Variant, read_variants
 from wsiengine.models.segmentation import Segmentation, check_segmentation, read_segmentation, segmentation_json
+from wsiengine.recipe import READING_STEPS
 
 SCHEMA_VERSION = 1
 TASKS = ("classify", "segment", "detect")
@@ -288,6 +289,8 @@ def _check_task(card: Card, where: str) -> None:
         raise CardError(f"{where}: segmentation and task segment go together: give both or neither")
     if card.segmentation is not None:
         check_segmentation(card.segmentation, [c.name for c in card.classes], card.activation, where)
+    if card.input.deep:
+        _check_deep(card, where)
     if card.second and not detects:
         raise CardError(f"{where}: second follows a detector, but the task is {card.task}")
     if card.input.mpp is None and not detects:
@@ -298,6 +301,24 @@ def _check_task(card: Card, where: str) -> None:
         check_detection(card.detection, card.outputs, card.input, where, card.output_stride_px)
     elif others := [r for r in DETECTOR_OUTPUTS if getattr(card.outputs, r)]:
         raise CardError(f"{where}: outputs.{others[0]} belongs to detectors, but the task is {card.task}")
+
+
+def _check_deep(card: Card, where: str) -> None:
+    """What works at 16 bits: detectors, and of the steps the window; a second stage sees the same pixels."""
+    wrong = None
+    if card.task != "detect":
+        wrong = f"input.depth 16 is for detectors, but the task is {card.task}"
+    elif steps := refused_steps(card.recipe):
+        wrong = f"the recipe's {steps} works at 8 bits, but input.depth is 16: needed no step, or a window"
+    elif card.second and not card.second.input.deep:
+        wrong = "second.input.depth is 8, but the crops are of a detector's pixels of 16 bits: needed 16"
+    if wrong:
+        raise CardError(f"{where}: {wrong}")
+
+
+def refused_steps(steps: Iterable[Mapping[str, Any]]) -> str:
+    """The names of a recipe's steps that do not work at 16 bits, with commas between; empty where all do."""
+    return ", ".join(str(step.get("step")) for step in steps if step.get("step") not in READING_STEPS)
 
 
 def _models(card: Card) -> list[str]:

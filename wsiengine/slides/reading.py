@@ -85,7 +85,7 @@ def read_working(info: SlideInfo, read_level: ReadLevel, scratch: Scratch, box_p
     l0_per_px = mpp.y / slide_mpp.y, mpp.x / slide_mpp.x
     index = best_level(info.levels, l0_per_px)
     downsample = info.levels[index].downsample
-    ratio_y, ratio_x = (_whole(f / d) for f, d in zip(l0_per_px, downsample, strict=True))
+    ratio_y, ratio_x = (whole(f / d) for f, d in zip(l0_per_px, downsample, strict=True))
     if ratio_y == 1 and ratio_x == 1:
         return read_level(index, box_px)
 
@@ -100,7 +100,7 @@ def read_working(info: SlideInfo, read_level: ReadLevel, scratch: Scratch, box_p
     return out
 
 
-def _whole(ratio: float) -> float:
+def whole(ratio: float) -> float:
     """The ratio, or the integer that it is but for the last bits of two divisions."""
     nearest = round(ratio)
     return float(nearest) if nearest and math.isclose(ratio, nearest, rel_tol=1e-9) else ratio

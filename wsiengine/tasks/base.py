@@ -53,7 +53,7 @@ class View:
     """What ``score`` sees of the slide.
 
     Attributes:
-        pixels: (rows, cols, 3) uint8, normalised, at the model's µm/px.
+        pixels: (rows, cols, 3) uint8, normalised, at the model's µm/px; (rows, cols, 1) uint16 for a card of depth 16.
         corners_px: (N, 2) int64: y, x in ``pixels`` of each wanted tile of the block, row-major.
         bad: (N,) bool: tiles that saw anything that could not be decoded; None where all could.
     """
@@ -61,6 +61,10 @@ class View:
     pixels: np.ndarray
     corners_px: np.ndarray
     bad: np.ndarray | None = None
+
+    def bad_tiles(self) -> np.ndarray:
+        """(N,) bool, to be added to: ``bad``, or none."""
+        return np.zeros(len(self.corners_px), bool) if self.bad is None else self.bad.copy()
 
 
 class Result(Protocol):

@@ -36,10 +36,11 @@ class DetectLayout(MapLayout):
 
     The map's channels are the detector's classes: how probable the best object is that covers a cell. An object's class
     is the detector's, or that of the last stage that assigns one. ``uncertain_below`` is the score from which objects
-    are shown.
+    are shown, ``minimum_score`` that below which none was kept.
     """
 
     stages: tuple[Names, ...] = ()
+    minimum_score: float = 0.0
 
     @classmethod
     def of(cls, card: Card) -> "DetectLayout":
@@ -57,6 +58,7 @@ class DetectLayout(MapLayout):
             activation="identity",
             uncertain_below=card.detection.show_score,
             stages=tuple(kept),
+            minimum_score=card.detection.minimum_score,
         )
 
     @classmethod
@@ -95,6 +97,13 @@ class DetectLayout(MapLayout):
 
 def _names(classes: tuple[ClassInfo, ...]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
     return tuple(c.asserted_as or c.name for c in classes), tuple(c.colour for c in classes)
+
+
+def nothing_below(threshold: float | None, minimum: float) -> str | None:
+    """In words, that objects of lower scores were asked for than a detector keeps; None where they were not."""
+    if threshold is None or threshold >= minimum:
+        return None
+    return f"No object below a score of {minimum:g} is kept (the card's minimum_score): {threshold:g} shows no more."
 
 
 def least_overlap_px(card: Card) -> int:

@@ -21,6 +21,7 @@ from wsiengine.journal import Journal, Recovered
 from wsiengine.merging import merge
 from wsiengine.models.card import Card
 from wsiengine.objects import Objects, joined, objects_from_bytes, objects_of
+from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import Packed, View
 from wsiengine.tasks.classify import MapLayout
 from wsiengine.tasks.detect import DetectLayout, cover, slide_px, tile_view
@@ -113,20 +114,26 @@ class Detection:
         return DetectLayout.stored(facts)
 
     def score(self, job: "Job", block: Block, view: View) -> Packed:
-        ran = block.wanted.copy()
-        if view.bad is not None:
-            ran[block.wanted] = ~view.bad
         places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
         pixels = _checked_pixels(job, view, places)
         parts, left_out = [], 0
         roles = job.runtime.card.outputs.roles
+        bad = view.bad_tiles()
         for k, arrays in enumerate(job.runtime.outputs(pixels, view.corners_px)):
-            if view.bad is not None and view.bad[k]:
+            if bad[k]:
                 continue
             tile = tile_view(job.grid, job.wanted, *places[k].tolist())
-            found, beyond = _found(job, dict(zip(roles, arrays, strict=True)), tile)
+            try:
+                found, beyond = _found(job, dict(zip(roles, arrays, strict=True)), tile)
+                parts.append(_with_second(job, found, tile, _tile(job, pixels, view.corners_px[k])))
+            except ScoreError:
+                if not isinstance(job.slide, TolerantSlide):
+                    raise
+                bad[k] = True
+                continue
             left_out += beyond
-            parts.append(_with_second(job, found, tile, _tile(job, pixels, view.corners_px[k])))
+        ran = block.wanted.copy()
+        ran[block.wanted] = ~bad
         return Packed(block.tiles, ran, pack(left_out, joined(parts, columns(job.runtime.card.second))))
 
     def record(self, journal: Journal, result: Packed) -> None:

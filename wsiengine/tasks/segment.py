@@ -73,6 +73,11 @@ class SegmentLayout(MapLayout):
         return (*self.names, *(name for name, there in extra if there))
 
     @property
+    def object_classes(self) -> tuple[tuple[str, Colour], ...]:
+        """The classes that an object may have."""
+        return tuple(zip(self.names, self.colours, strict=True))
+
+    @property
     def label_colours(self) -> tuple[Colour, ...]:
         """The colour of each label."""
         return (*self.colours, colour_of(self.uncertain_name))

@@ -21,6 +21,7 @@ from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import Axis, Block, TileGrid
 from wsiengine.journal import Journal, Recovered
 from wsiengine.models.card import Card
+from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import Packed, View
 from wsiengine.tasks.classify import MapLayout
 from wsiengine.tasks.segment import LUMEN, Rule, SegmentLayout, Window, add_tiles, blended, find_objects, tile_map
@@ -96,10 +97,10 @@ class Segmentation:
         layout, grid = self.layout(job.runtime.card), job.grid
         window = Window.of(grid, layout.halo)
         cells = _under(block.tiles, grid)
-        sums = add_tiles(_maps(job, block, view), window, grid, cells, len(layout.channels))
+        bad = view.bad_tiles()
+        sums = add_tiles(_maps(job, block, view, bad), window, grid, cells, len(layout.channels))
         ran = block.wanted.copy()
-        if view.bad is not None:
-            ran[block.wanted] = ~view.bad
+        ran[block.wanted] = ~bad
         return Packed(block.tiles, ran, pack(sums))
 
     def record(self, journal: Journal, result: Packed) -> None:
@@ -165,7 +166,8 @@ class Segmentation:
             probability[..., -1][coded[..., 0] == 0] = 255  # what is not analysed inside an object is glass
         classes = list(zip(layout.names, layout.colours, strict=True))
         found = annotate_objects(objects, probability, lattice, classes, options)
-        return [replace(a, measurements=_measured(a, lattice), object_type=layout.object_type) for a in found]
+        shown = [a for a in found if not finish.classes or a.class_name in finish.classes]
+        return [replace(a, measurements=_measured(a, lattice), object_type=layout.object_type) for a in shown]
 
     def summarise(self, truth: "Truth", annotations: "Sequence[Annotation]") -> dict[str, Any]:
         """Area of each class, ``objects`` of each, and what was analysed."""
@@ -187,19 +189,26 @@ class Segmentation:
         return []
 
 
-def _maps(job: "Job", block: Block, view: View) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def _maps(job: "Job", block: Block, view: View, bad: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """The map of every good tile, one at a time.
 
+    Args:
+        job, block, view: As the task's ``score`` has them.
+        bad: (N,) bool: tiles to be left out; where damage is tolerated, those whose map is no number are added.
+
     Raises:
-        ScoreError: NaN or infinity.
+        ScoreError: NaN or infinity, and not tolerated.
     """
     card, side = job.runtime.card, job.grid.tile_px
     layout = SegmentLayout.of(card)
     places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
     for k, [output, *_] in enumerate(job.runtime.outputs(view.pixels, view.corners_px)):
-        if view.bad is not None and view.bad[k]:
+        if bad[k]:
             continue
         if not np.isfinite(output).all():
+            if isinstance(job.slide, TolerantSlide):
+                bad[k] = True
+                continue
             raise ScoreError(
                 f"model {card.name} gave NaN or infinity; needed finite numbers.",
                 hint="the ONNX file overflows on this input: try one exported as float32",
