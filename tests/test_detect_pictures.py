@@ -155,6 +155,26 @@ def test_netpbm_pictures(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPa
         infer(picture, str(tmp_path / "m"), tmp_path / "other", device="cpu")
 
 
+def test_a_card_may_ask_for_the_breast(tmp_path: Path) -> None:
+    """What lies in the breast is found, what lies on a label beside it is not, though it is drawn the same."""
+    pixels = np.full((300, 260, 3), 20, np.uint8)
+    pixels[40:260, :150] = 130
+    pixels[5:25, 200:230] = 210
+    marks = [("One", Box(100, 60, 112, 74), 250), ("One", Box(8, 205, 20, 219), 250)]
+    for name, box, score in marks:
+        pixels[box.slices] = (*planted.COLOURS[name], score)
+    picture = png(tmp_path / "mammogram.png", pixels)
+    build(tmp_path / "m", Planted(mpp=None), top_tissue="breast")
+    result = infer(picture, str(tmp_path / "m"), tmp_path / "out", device="cpu", mpp=200.0)
+    assert boxes(result) == drawn(marks[:1])
+    assert not any("whole picture" in text for text in result.run["warnings"])
+    whole = infer(picture, str(tmp_path / "m"), tmp_path / "o2", device="cpu", mpp=200.0, tissue="none")
+    assert boxes(whole) == drawn(marks)
+    build(tmp_path / "n", Planted(mpp=None))
+    asked = infer(picture, str(tmp_path / "n"), tmp_path / "o3", device="cpu", mpp=200.0, tissue="breast")
+    assert boxes(asked) == drawn(marks[:1])
+
+
 # --- a second stage ------------------------------------------------------------------------------
 
 

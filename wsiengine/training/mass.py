@@ -95,7 +95,9 @@ def train(run: Run, folds: Sequence[int]) -> CentreDetector:
     return CentreDetector(fitted, _LIMIT).eval()
 
 
-def find(detector: CentreDetector, rows: Sequence[Annotated], samples: list[Sample]) -> list[tuple[np.ndarray, ...]]:
+def find(
+    detector: CentreDetector, rows: Sequence[Annotated], samples: list[Sample]
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Boxes and scores of each mammogram, as a run with the card gives them: merged, and those in the breast alone."""
     found = []
     for row, sample in zip(rows, samples, strict=True):
