@@ -19,6 +19,7 @@ from wsiengine.inference import infer
 from wsiengine.models.integrity import file_sha256
 from wsiengine.tasks.base import View
 from wsiengine.tasks.detection import _checked_pixels
+from wsiengine.wording import summary_words
 
 SIZE = Size(101, 143)
 MARKS = [("One", Box(10, 20, 26, 40), 250), ("Two", Box(90, 130, 101, 143), 200), ("One", Box(60, 57, 76, 70), 150)]
@@ -321,3 +322,13 @@ def test_a_second_stage_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert file_sha256(boost)
     with pytest.raises(WsiError, match=r"boost\.onnx"):
         infer(slide, str(tmp_path / "n"), tmp_path / "out", tissue="none", device="cpu")
+
+
+def test_sparse_objects_keep_their_density(tmp_path: Path) -> None:
+    """One mass on a mammogram is 5e-5 per mm²: not 0, and no number for a sentence."""
+    picture = png(tmp_path / "p.png", paint(SIZE, MARKS[:1]))
+    build(tmp_path / "m", Planted(mpp=None))
+    summary = infer(picture, str(tmp_path / "m"), tmp_path / "out", device="cpu", mpp=200.0).summary
+    assert summary["density_per_mm2"]["One"] == pytest.approx(1 / (SIZE.area * 0.04), rel=0.01)
+    assert summary_words(summary).startswith("1 One")
+    assert "per mm²" not in summary_words(summary)

@@ -270,8 +270,13 @@ def count_objects(truth: "Truth", shown: ObjectAnnotations) -> dict[str, Any]:
 
 def _counted(names: list[str], counts: np.ndarray, size: float, per: str) -> dict[str, Any]:
     found = {name: int(n) for name, n in zip(names, counts, strict=True) if n}
-    density = {name: round(n / size, 3) for name, n in found.items()} if size else {}
+    density = {name: _rounded(n / size) for name, n in found.items()} if size else {}
     return {"objects": found, f"density_{per}": density}
+
+
+def _rounded(density: float) -> float:
+    """To thousandths; small ones (of masses, say) to three digits."""
+    return round(density, 3) if density >= 0.1 else float(f"{density:.3g}")
 
 
 def _labelled(shown: ObjectAnnotations) -> dict[str, Any]:

@@ -125,12 +125,12 @@ def summary_words(summary: Mapping[str, Any]) -> str:
 
 
 def _objects_words(summary: Mapping[str, Any]) -> str:
-    """Of a detector: how many objects, and how dense."""
+    """Of a detector: how many objects, and how dense, if they are: a mass in a mammogram is not."""
     physical = "density_per_mm2" in summary
     density = summary["density_per_mm2" if physical else "density_per_mpx"]
     per = "mm²" if physical else "Mpx"
     words = [
-        f"{count:,} {name}" + (f" ({density[name]:,.1f} per {per})" if name in density else "")
+        f"{count:,} {name}" + (f" ({density[name]:,.1f} per {per})" if density.get(name, 0) >= 0.05 else "")
         for name, count in summary["objects"].items()
     ]
     if summary.get("cut"):

@@ -146,7 +146,9 @@ def test_a_picture_of_2048_pixels(kind: str, tmp_path: Path, trained: Callable[[
     assert matched.hits.sum() > 30
     names = export_detector(detector, tmp_path / "d.onnx", SIDE, half=False)
     found = onnxruntime.InferenceSession(tmp_path / "d.onnx").run(list(names), {"tiles": sample.pixels[None]})
-    assert_the_same(found, expected)
+    sure = int((expected[1] > 0.3).sum())  # the many faint ones of an even ground score alike, in any order
+    assert sure > 30
+    assert_the_same([part[:sure] for part in found], [part[:sure] for part in expected])
 
 
 def test_a_training_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
