@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1800.0,
         metavar="S",
-        help="of several slides, give one up that shows no progress for so many seconds (default: 1800)",
+        help="give a slide up that shows no progress for so many seconds (default: 1800)",
     )
     run.add_argument(
         "--on-bad-tile",
@@ -106,13 +106,18 @@ def run(args: argparse.Namespace) -> int:
         return 1
     folders = output_folders(slides, args.output)
     pairs = list(zip(slides, folders, strict=True))
-    outcomes = _isolated(args, pairs, display) if len(pairs) > 1 and not args.debug else _in_turn(args, pairs, display)
+    outcomes = (_isolated if _in_own_process(args, slides) else _in_turn)(args, pairs, display)
     rows = [(slide, *outcome) for slide, outcome in zip(slides, outcomes, strict=True)]
     named = [{"slide": row[0], "output": str(folder), "ok": row[1]} for row, folder in zip(rows, folders, strict=True)]
     display(Event("summary", {"slides": named}))
     if len(rows) > 1:
         _summary_table(rows, display)
     return 0 if all(ok for _, ok, _ in rows) and not missing else 1
+
+
+def _in_own_process(args: argparse.Namespace, slides: Sequence[str]) -> bool:
+    """Whether a process is started for the slides: always, but to look for a fault with a debugger."""
+    return not args.debug
 
 
 def _isolated(args: argparse.Namespace, pairs: Sequence[tuple[str, Path]], display: Display) -> list[tuple[bool, str]]:
