@@ -133,10 +133,8 @@ def tiles_in(folder: Path) -> int:
     found = 0
     for table in folder.glob("model-outputs-csv/*.csv"):
         found += len(table.read_text().splitlines()) - 1
-    for group in folder.glob("*.zarr"):  # TIAToolbox: one row of probabilities per patch
-        for description in (group / "probabilities" / "zarr.json", group / "probabilities" / ".zarray"):
-            if description.exists():
-                found += int(json.loads(description.read_text())["shape"][0])
+    for description in folder.glob("*.zarr/predictions/zarr.json"):  # TIAToolbox: a row per patch
+        found += int(json.loads(description.read_text())["shape"][0])
     return found
 
 

@@ -58,7 +58,7 @@ class Tool:
         self, slides: Sequence[Path], out: Path, overlap: float = 0.0, **how: object
     ) -> "subprocess.Popen[bytes]":
         if self.peer is not None:
-            command, own = self.peer.command(self.model, slides, out, overlap, 0), environment(self.home)
+            command, own = self.peer.command(self.model, slides, out, overlap, 1), environment(self.home)
         else:
             command = [sys.executable, "-m", "wsiengine", "infer", *map(str, slides), "-m", str(self.model)]
             command += ["-o", str(out), "--overlap", str(overlap)]
