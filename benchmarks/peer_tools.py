@@ -110,7 +110,8 @@ class Peer:
             return
         (model / "wsinfer_runner.py").write_text(_TORCHVISION + _WSINFER)
         (model / "wsinfer.json").write_text(json.dumps(wsinfer_config()))
-        build_torchscript(self.python, model, model / "network.pt")
+        if not (model / "network.pt").exists():
+            build_torchscript(self.python, model, model / "network.pt")
 
     def command(self, model: Path, slides: Sequence[Path], output: Path, overlap: float, workers: int) -> list[str]:
         """Its command line. WSInfer takes the folder of the first slide, whatever is there."""

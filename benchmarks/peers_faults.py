@@ -127,10 +127,10 @@ def _nameless(data: bytes) -> bytes:
 
 
 def killed(tool: Tool, ground: Ground, usual_s: float) -> list[Ran]:
-    """``kill -9`` after two thirds of the usual time; the processes that it started with it."""
+    """``kill -9`` after half of the usual time; the processes that it started with it."""
     slides = ground.slides(a=_same)
     process = tool.start(slides, ground.out, start_new_session=True)
-    time.sleep(usual_s * 2 / 3)
+    time.sleep(usual_s / 2)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return [tool.ended(process, ground.out), tool.run(slides, ground.out)]
@@ -182,7 +182,7 @@ def disk_full(tool: Tool, ground: Ground, usual_s: float) -> list[Ran]:
 
 
 CASES = {
-    "killed at two thirds": killed,
+    "killed half-way": killed,
     "half-written result": half_written,
     "damaged JPEG tile in one of two": damaged_tile,
     "two of three slides bad": two_of_three_bad,

@@ -185,5 +185,5 @@ def test_an_image_larger_than_its_tiles_is_refused(files: dict[str, Path], tmp_p
     path.write_bytes(files["jpeg-svs.svs"].read_bytes())
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tiff.pages[0].tags["ImageWidth"].overwrite(65_535)  # type: ignore[union-attr]
-    with pytest.raises(UnreadableSlide, match="is said to be 65,535 × .* px, which takes .* tiles; it has"):
+    with pytest.raises(UnreadableSlide, match=r"is said to be 65,535 × .* px, which takes .* tiles; it has"):
         open_slide(path, reader=reader)
