@@ -79,7 +79,7 @@ def grouped(fields: list[Field], grouping: int) -> list[Field]:
     return [replace(field, fold=place[field.case]) for field in fields]
 
 
-def run_split(name: str, fields: list[Field], views: Views, backbone: Path, out: Path) -> None:
+def run_split(name: str, fields: list[Field], views: Views, iterations: int, backbone: Path, out: Path) -> None:
     """Train and score one split; does nothing where its scores are there."""
     file = out / f"{name}.npz"
     if file.exists():
@@ -87,6 +87,7 @@ def run_split(name: str, fields: list[Field], views: Views, backbone: Path, out:
     split = splits()[name]
     fields = grouped(fields, split.grouping)
     recipe, chosen = recipe_of(split, fields)
+    recipe = replace(recipe, frozen_blocks=views.steps, iterations=iterations)
     check_leak(recipe.chosen(fields), chosen)
     network = train_on_views(fields, recipe, views, backbone=backbone, out=out / name)
     gated = any(f.mask is not None for f in recipe.chosen(fields))
@@ -173,6 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of trainings and scores")
     parser.add_argument("--views", type=Path, nargs="+", help="files of wsiengine.training.views")
     parser.add_argument("--split", nargs="+", choices=splits(), default=list(splits()))
+    parser.add_argument("--iterations", type=int, default=VIEW_RECIPE.iterations, help="of each training (default 300)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args(arguments)
@@ -181,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(asked.threads)
         views = Views.read(asked.views)
         for name in asked.split:
-            run_split(name, fields, views, asked.data / BACKBONE, asked.out)
+            run_split(name, fields, views, asked.iterations, asked.data / BACKBONE, asked.out)
         return
     rule = chosen_rule(asked.out, fields)
     print(f"middle class: share {rule.share}, lift {rule.lift}")

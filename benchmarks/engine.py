@@ -73,6 +73,7 @@ def run_engine(slide: str, model: str, **options: Any) -> dict[str, Any]:
         "anonymous_mib": memory.peaks["RssAnon"],
         "file_mib": memory.peaks["RssFile"],
         "planned_mib": run["host"]["peak_bytes_planned"] // _MIB,
+        "scratch_mib": run["host"]["scratch_bytes_planned"] // _MIB,
         "blocks": run["host"]["blocks"],
         "block_tiles": run["host"]["block_tiles"],
     }

@@ -43,15 +43,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--memory-limit", type=int, help="MiB")
     options = parser.parse_args()
-    print("    Gpx    tiles   peak MiB  planned  peak/planned   ms/tile, CPU   start s")
+    print("    Gpx    tiles   peak MiB  planned  peak/planned   ms/tile, CPU   start s  scratch files, MiB")
     with tempfile.TemporaryDirectory() as folder:
         for gpx in map(float, options.gpx.split(",")):
             row = measure(make(Path(folder) / f"{gpx:g}.tiff", gpx, options.share), options)
             peak, planned = row["anonymous_mib"], row["planned_mib"]
             running = row["stages_s"]["model"] + row["stages_s"]["read"]  # type: ignore[index]
+            start = row["wall_s"] - row["stages_s"]["run (wall)"]  # type: ignore[index]
             print(
                 f"{gpx:7g} {row['tiles']:8,} {peak:10,} {planned:8,} {peak / planned:13.2f} "
-                f"{1000 * running / row['tiles']:14.2f} {row['wall_s'] - row['stages_s']['run (wall)']:9.2f}",  # type: ignore[index]
+                f"{1000 * running / row['tiles']:14.2f} {start:9.2f} {row['scratch_mib']:12,}",
                 flush=True,
             )
 

@@ -178,3 +178,31 @@ def _card(name: str, mpp: float) -> dict[str, Any]:
         "output_stride_px": 32,
         "dense": {"block_px": 2048, "halo_px": 128, "offset_px": 15.5},
     }
+
+
+def add_int8(folder: Path, pixels: np.ndarray) -> None:
+    """Add int8 to a classifier of :func:`make`, as ``wsiengine quantise`` writes it but without training.
+
+    Args:
+        folder: The model's; its card is rewritten.
+        pixels: (n, rows, cols, 3) uint8, what the ranges are taken from.
+    """
+    import onnxruntime
+    import torch
+
+    from wsiengine.models.integrity import file_sha256
+    from wsiengine.training.int8 import write_int8
+    from wsiengine.training.onnx_torch import simplified
+    from wsiengine.training.rounding import Rounded
+
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    files = [folder / card["resources"][0]["file"], folder / f"{card['name']}.int8.onnx"]
+    rounded = Rounded(simplified(files[0]))
+    rounded.calibrate([torch.from_numpy(part) for part in np.array_split(pixels, math.ceil(len(pixels) / 8))])
+    onnx.save(write_int8(rounded), files[1])
+    told = [onnxruntime.InferenceSession(str(file)).run(["logits"], {"tiles": pixels})[0].argmax(1) for file in files]
+    agreement = float(np.mean(told[0] == told[1]))
+    # Drawn weights have no accuracy that could be lost.
+    card["precision"] = {"int8": {"file": files[1].name, "agreement": agreement, "loss_points": 0.0}}
+    card["resources"] = [{"file": file.name, "sha256": file_sha256(file)} for file in files]
+    (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")

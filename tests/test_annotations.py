@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests.qupath_rules import check
 from tests.test_contours import smooth_map
+from wsiengine import annotations, scratch
 from wsiengine.annotations import AnnotateOptions, annotate, region_annotations, tile_annotations, write_geojson
 from wsiengine.geometry import Lattice, Mpp, Size
 
@@ -151,6 +152,23 @@ def test_a_region_cut_in_two_becomes_two_with_their_own_cells():
     assert (left.measurements["Mean probability Normal"], right.measurements["Mean probability Normal"]) == (0, 1)
     assert left.measurements["Tiles"] == right.measurements["Tiles"] == 21
     assert left.measurements["Area mm^2"] == pytest.approx(21 * 32**2 / 1e6)
+
+
+def test_batches_and_strips_do_not_show(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    labels = smooth_map(90, 130, noise=0.1)
+    values = np.random.default_rng(0).integers(1, 256, (90, 130, 2), np.uint8)
+    counts = np.random.default_rng(1).integers(0, 3, (90, 130))
+    ring = shapely.Point(2500, 3000).buffer(2600).difference(shapely.box(0, 2900, 9999, 3100))
+    options = replace(OPTIONS, clip_l0=ring, tile_count=counts, min_area_um2=3000)
+    classes = [(f"class {k}", (k, k, k)) for k in range(1, 5)]
+    whole = annotate(labels, values, lattice(90, 130), classes, options)
+    assert len(whole) > 20
+    monkeypatch.setattr(annotations, "_BATCH", 3)
+    monkeypatch.setattr(scratch, "STRIP", 1)
+    made = annotate(labels, values, lattice(90, 130), classes, replace(options, scratch=scratch.Scratch(tmp_path, 0)))
+    assert [(a.id, a.geometry.wkb, a.measurements) for a in made] == [
+        (a.id, a.geometry.wkb, a.measurements) for a in whole
+    ]
 
 
 def test_cells_outside_the_region_do_not_count():

@@ -78,12 +78,13 @@ def test_peers_are_told_apart_by_tiles_and_time(tmp_path: Path) -> None:
     fake.chmod(0o755)
     (tmp_path / "slides").mkdir()
     slide = write_sparse(tmp_path / "slides" / "s.tiff", Sparse(Size(3_000, 4_000), share=0.3, piece_px=4096))
-    said = bench("peers", "--wsinfer-python", str(fake), "--slide", str(slide), "--repeats", "1", "--overlaps", "0")
-    rows = {line[:18].strip(): line[18:].split() for line in said.splitlines()[1:]}
-    assert set(rows) == {"wsiengine (tiles)", "WSInfer", "WSInfer --speedup"}
+    few = ("--repeats", "1", "--overlaps", "0", "--precisions", "fp32")
+    said = bench("peers", "--wsinfer-python", str(fake), "--slide", str(slide), *few)
+    rows = {line[:22].strip(): line[22:].split() for line in said.splitlines()[1:]}
+    assert set(rows) == {"wsiengine tiles fp32", "WSInfer", "WSInfer --speedup"}
     assert rows["WSInfer"][3] == "7"
-    assert int(rows["wsiengine (tiles)"][3]) > 7
-    assert rows["wsiengine (tiles)"][-1] == "1.00"
+    assert int(rows["wsiengine tiles fp32"][3]) > 7
+    assert rows["wsiengine tiles fp32"][-2:] == ["1.00", "1.00"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, which WSInfer needs
@@ -93,19 +94,34 @@ def test_a_peer_gets_the_same_network(tmp_path: Path) -> None:
     import numpy as np
     import onnxruntime
 
-    from benchmarks import peers
+    from benchmarks import peer_tools
     from benchmarks.networks import make
 
     model = make("resnet18", tmp_path / "m")
-    peers.export_weights(model)
-    peers._build(sys.executable, model, model / "network.pt")
+    peer_tools.export_weights(model)
+    peer_tools.build_torchscript(sys.executable, model, model / "network.pt")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
     expected = onnxruntime.InferenceSession(str(model / "resnet18.onnx")).run(["logits"], {"tiles": pixels})[0]
     planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     mean, deviation = (
         torch.tensor(values).view(1, 3, 1, 1)
-        for values in peers._wsinfer_config()["transform"][2]["arguments"].values()
+        for values in peer_tools.wsinfer_config()["transform"][2]["arguments"].values()
     )
     with torch.inference_mode():
         found = torch.jit.load(model / "network.pt")((planes - mean) / deviation)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_int8_for_the_benchmarks_keeps_most_answers(tmp_path: Path) -> None:
+    """Beside a network whose own weights are called w0, w1, …, as are those of the integers."""
+    pytest.importorskip("torch")
+    import numpy as np
+
+    from benchmarks.networks import add_int8, make
+    from wsiengine.models.card import load_card
+
+    model = make("resnet18", tmp_path / "m")
+    add_int8(model, np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8))
+    variant = load_card(model / "card.json").variants["int8"]
+    assert variant.agreement >= 0.75
+    assert (model / variant.file).stat().st_size < 0.3 * (model / "resnet18.onnx").stat().st_size

@@ -8,6 +8,7 @@ import pytest
 
 from tests.data import data_dir
 from wsiengine import infer
+from wsiengine.breast import breast_mask
 from wsiengine.datasets.chula import TYPES, find_patches, patch_objects, read_points
 from wsiengine.datasets.images import read_pixels
 from wsiengine.datasets.rows import Annotated, DetectionSet
@@ -15,6 +16,7 @@ from wsiengine.errors import ResolutionError
 from wsiengine.evaluate_detection import average_precision, match
 from wsiengine.evaluating_detection import find_in_image, score_detector
 from wsiengine.models.registry import load_model
+from wsiengine.slides import open_slide
 
 HELD_OUT = ("100", "164", "202")  # of fold 0
 
@@ -67,5 +69,11 @@ def test_a_mammogram_as_a_user_runs_it(tmp_path: Path) -> None:
     said = json.loads((tmp_path / "out" / "annotations.geojson").read_text())
     corners = np.array([f["geometry"]["coordinates"][0] for f in said["features"]]).reshape(-1, 2)
     assert ((corners >= 0) & (corners <= 1024)).all()
+    breast = breast_mask(open_slide(image, mpp=200.0))
+    centres = corners.reshape(len(said["features"]), 5, 2)[:, [0, 2]].mean(axis=1).astype(int)
+    assert breast.mask[centres[:, 1], centres[:, 0]].all()
+    assert found.summary["analysed_mm2"] == pytest.approx(breast.area_mm2, rel=0.02)
+    whole = infer(image, "mass", tmp_path / "whole", mpp=200, tissue="none", threads=1)
+    assert whole.summary["analysed_mm2"] == pytest.approx(1024**2 * 0.04)
     with pytest.raises(ResolutionError, match="cannot be the resolution"):
         infer(image, "crc5", tmp_path / "no", mpp=200)

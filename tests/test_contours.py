@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from wsiengine import contours
 from wsiengine.contours import trace
 
 maps = hnp.arrays(
@@ -145,6 +146,17 @@ def test_the_transposed_map_gives_the_transposed_polygons():
     assert {shapely.to_wkb(p) for p in shapely.normalize(turned.polygons)} == {
         shapely.to_wkb(p) for p in shapely.normalize(mirrored)
     }
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_polygons_are_the_same_in_batches(monkeypatch: pytest.MonkeyPatch, smooth: bool) -> None:
+    labels = smooth_map(70, 90, noise=0.1)
+    whole = trace(labels, smooth=smooth)
+    assert len(whole.polygons) > 50
+    for edges in (1, 60, 300):
+        monkeypatch.setattr(contours, "_BATCH_EDGES", edges)
+        parts = trace(labels, smooth=smooth)
+        assert [p.wkb for p in parts.polygons] == [p.wkb for p in whole.polygons]
 
 
 def test_a_large_map_takes_seconds():

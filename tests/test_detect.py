@@ -305,6 +305,10 @@ def test_the_overlap_is_raised_and_told(slide: Path, tmp_path: Path) -> None:
     [text] = [e.data["text"] for e in events if e.kind == "warning"]
     assert "raised from 10 % to 50 % (32 px)" in text
     assert "objects of up to 20 px" in text
+    events.clear()
+    usual = run(slide, tmp_path / "m", tmp_path / "out", listener=events.append)  # nobody asked for less
+    assert usual.run["plan"]["overlap_used"] == 0.5
+    assert not [e for e in events if e.kind == "warning"]
 
 
 def test_tiles_and_unknown_classes_are_refused_before_the_run(slide: Path, tmp_path: Path) -> None:
@@ -313,7 +317,7 @@ def test_tiles_and_unknown_classes_are_refused_before_the_run(slide: Path, tmp_p
         run(slide, tmp_path / "m", tmp_path / "out", outputs=Outputs(classes=("Three",)))
     with pytest.raises(PlanError, match="no tiles"):
         run(slide, tmp_path / "m", tmp_path / "out", outputs=Outputs(tiles=True))
-    with pytest.raises(PlanError, match="Only a detector's objects"):
+    with pytest.raises(PlanError, match="Only a detector's or segmenter's objects"):
         run(slide, Path("planted"), tmp_path / "out", outputs=Outputs(classes=("Mark A",)))
     assert not (tmp_path / "out").exists()
 
@@ -337,6 +341,37 @@ def test_nonsense_of_a_model_is_told_with_its_place_and_nothing_is_lost(tmp_path
     assert WRONG[wrong] in caught.value.message
     assert "level-0 pixels" in caught.value.message
     assert (tmp_path / "out" / ".work" / "journal").stat().st_size > 2000
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_nonsense_is_left_out_where_that_is_asked_for(tmp_path: Path, wrong: str) -> None:
+    """Only the tiles that say it: the mark lies in four, and the others are analysed."""
+    slide = write(tmp_path / "s.tiff", paint(SIZE, [("One", Box(300, 300, 312, 312), 250)]), 1.0)
+    build(tmp_path / "m", Planted(wrong=wrong))
+    result = run(slide, tmp_path / "m", tmp_path / "out", on_bad_tile="skip", block_tiles=3)
+    assert result.summary["unreadable_tiles"] == 4
+    assert not len(result.annotations)
+    coded = result.probability.compute()
+    assert not coded[306 // 8, 306 // 8].any()  # not analysed
+    assert coded[2, 2].any()
+    again = run(slide, tmp_path / "m", tmp_path / "o2", on_bad_tile="skip", block_tiles=1, threads=1)
+    assert np.array_equal(again.probability.compute(), coded)
+
+
+def test_who_asks_for_scores_that_were_not_kept_is_told(
+    slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wsiengine.cli import main
+
+    build(tmp_path / "m", Planted(), minimum_score=0.3)
+    events: list[Any] = []
+    run(slide, tmp_path / "m", tmp_path / "out", threshold=0.1, listener=events.append)
+    assert any("No object below a score of 0.3 is kept" in str(e.data) for e in events if e.kind == "warning")
+    for score, said in (("0.1", True), ("0.3", False)):
+        assert main(["export", str(tmp_path / "out"), "--min-score", score, "--overwrite"]) == 0
+        assert ("No object below a score of 0.3 is kept" in capsys.readouterr().out) is said
+    assert main(["export", str(tmp_path / "out"), "--min-score", "0.1", "--overwrite", "--json"]) == 0
+    assert '"note": "No object below' in capsys.readouterr().out
 
 
 def test_cards_that_do_not_fit_are_refused_before_the_run(slide: Path, tmp_path: Path) -> None:

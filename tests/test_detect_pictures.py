@@ -19,6 +19,7 @@ from wsiengine.inference import infer
 from wsiengine.models.integrity import file_sha256
 from wsiengine.tasks.base import View
 from wsiengine.tasks.detection import _checked_pixels
+from wsiengine.wording import summary_words
 
 SIZE = Size(101, 143)
 MARKS = [("One", Box(10, 20, 26, 40), 250), ("Two", Box(90, 130, 101, 143), 200), ("One", Box(60, 57, 76, 70), 150)]
@@ -155,6 +156,26 @@ def test_netpbm_pictures(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPa
         infer(picture, str(tmp_path / "m"), tmp_path / "other", device="cpu")
 
 
+def test_a_card_may_ask_for_the_breast(tmp_path: Path) -> None:
+    """What lies in the breast is found, what lies on a label beside it is not, though it is drawn the same."""
+    pixels = np.full((300, 260, 3), 20, np.uint8)
+    pixels[40:260, :150] = 130
+    pixels[5:25, 200:230] = 210
+    marks = [("One", Box(100, 60, 112, 74), 250), ("One", Box(8, 205, 20, 219), 250)]
+    for name, box, score in marks:
+        pixels[box.slices] = (*planted.COLOURS[name], score)
+    picture = png(tmp_path / "mammogram.png", pixels)
+    build(tmp_path / "m", Planted(mpp=None), top_tissue="breast")
+    result = infer(picture, str(tmp_path / "m"), tmp_path / "out", device="cpu", mpp=200.0)
+    assert boxes(result) == drawn(marks[:1])
+    assert not any("whole picture" in text for text in result.run["warnings"])
+    whole = infer(picture, str(tmp_path / "m"), tmp_path / "o2", device="cpu", mpp=200.0, tissue="none")
+    assert boxes(whole) == drawn(marks)
+    build(tmp_path / "n", Planted(mpp=None))
+    asked = infer(picture, str(tmp_path / "n"), tmp_path / "o3", device="cpu", mpp=200.0, tissue="breast")
+    assert boxes(asked) == drawn(marks[:1])
+
+
 # --- a second stage ------------------------------------------------------------------------------
 
 
@@ -270,6 +291,26 @@ def test_tiles_overlap_by_a_crop_where_it_is_larger(tmp_path: Path) -> None:
     assert result.run["plan"]["overlap_used"] == 0.5  # 24 px and a cell of 8
 
 
+def test_a_second_stage_runs_where_the_first_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU the session of a crop's classifier asks for just what the detector's session has."""
+    from wsiengine.models import runtime
+    from wsiengine.models.card import load_card
+
+    asked: dict[str, list] = {}
+    original = runtime._session
+
+    def noted(ort: Any, card: Any, wanted: list, path: Any = None) -> Any:
+        asked[(path or card.model_path).name] = wanted
+        return original(ort, card, wanted, path)
+
+    monkeypatch.setattr(runtime, "_session", noted)
+    two_stages(tmp_path / "m")
+    first = runtime.Runtime(load_card(tmp_path / "m" / "card.json"), device="cpu")._session
+    options = first.get_provider_options()
+    assert asked.keys() == {"planted.onnx", "types.onnx", "boost.onnx"}
+    assert asked["types.onnx"] == asked["boost.onnx"] == [(p, options[p]) for p in first.get_providers()]
+
+
 def test_a_second_stage_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     slide = write(tmp_path / "s.tiff", paint(SIZE, MARKS), 1.0)
     two_stages(tmp_path / "m", rows=2)
@@ -281,3 +322,13 @@ def test_a_second_stage_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert file_sha256(boost)
     with pytest.raises(WsiError, match=r"boost\.onnx"):
         infer(slide, str(tmp_path / "n"), tmp_path / "out", tissue="none", device="cpu")
+
+
+def test_sparse_objects_keep_their_density(tmp_path: Path) -> None:
+    """One mass on a mammogram is 5e-5 per mm²: not 0, and no number for a sentence."""
+    picture = png(tmp_path / "p.png", paint(SIZE, MARKS[:1]))
+    build(tmp_path / "m", Planted(mpp=None))
+    summary = infer(picture, str(tmp_path / "m"), tmp_path / "out", device="cpu", mpp=200.0).summary
+    assert summary["density_per_mm2"]["One"] == pytest.approx(1 / (SIZE.area * 0.04), rel=0.01)
+    assert summary_words(summary).startswith("1 One")
+    assert "per mm²" not in summary_words(summary)

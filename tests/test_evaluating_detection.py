@@ -68,7 +68,12 @@ def test_what_is_missing_in_the_truth_is_a_false_positive(
 ) -> None:
     data = write_coco(tmp_path / "data", MARKS[1:])
     assert main(["evaluate", "-m", str(model), "--data", str(data), "--json"]) == 0
-    (one,) = json.loads(capsys.readouterr().out)["classes"].values()  # Other is unknown without --map
+    report = json.loads(capsys.readouterr().out)
+    (one,) = report["classes"].values()  # Other is unknown without --map
+    assert report["left_out"] == {"Other": 1}
+    assert main(["evaluate", "-m", str(model), "--data", str(data)]) == 0
+    assert "left out  objects whose class is no class of" in (told := capsys.readouterr().out)
+    assert "Other (1)" in told
     assert one["at_shown_score"]["fppi"] == 1
     assert one["at_shown_score"]["recall"] == pytest.approx(0.5)  # the card shows objects from 0.5: 120 of 255 is below
     assert one["sensitivity_at_fppi"]["0.5"]["value"] == 0  # the best of the found ones is the false one

@@ -19,6 +19,7 @@ import wsiengine
 from tests.fakes import ArraySlide, position_pixels
 from tests.models.tiny import tiny
 from tests.mosaics import position_slide
+from tests.sparse_slides import Sparse, write_sparse
 from wsiengine.geometry import Size
 from wsiengine.inference import Outputs, infer
 from wsiengine.models.card import Card
@@ -180,14 +181,14 @@ def watch():
         status = Path("/proc/self/status").read_text()
         peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) << 10)
 threading.Thread(target=watch, daemon=True).start()
-result = infer(sys.argv[1], "planted", sys.argv[2], tissue="none", threads=2)
+result = infer(sys.argv[1], sys.argv[3], sys.argv[2], tissue=sys.argv[4], threads=2)
 over.set()
 print(json.dumps({"peak": peak[0], "planned": result.run["host"]["peak_bytes_planned"]}))
 """
 
 
-def _peak(slide: Path, out: Path) -> tuple[int, int]:
-    command = [sys.executable, "-c", _MEASURE, str(slide), str(out)]
+def _peak(slide: Path, out: Path, model: str = "planted", tissue: str = "none") -> tuple[int, int]:
+    command = [sys.executable, "-c", _MEASURE, str(slide), str(out), model, tissue]
     paths = f"{ROOT}:{ROOT / 'kernels'}"
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths})
     found = json.loads(done.stdout.splitlines()[-1])
@@ -210,3 +211,18 @@ def test_memory_is_as_planned_and_does_not_grow_with_the_slide(tmp_path: Path) -
         peaks.append(peak)
     small, large = peaks
     assert large < 1.2 * small  # 15 times the pixels
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_know_how_large_the_slide_is(tmp_path: Path) -> None:
+    """Mask, map and labels of 10 Gpx, which take 100 MB, lie in scratch files; tissue is looked for in all of it."""
+    peaks = []
+    for name, size, share in (("small", Size(8_660, 11_547), 0.05), ("large", Size(86_602, 115_473), 0.002)):
+        slide = write_sparse(tmp_path / f"{name}.tiff", Sparse(size, share=share))
+        if not peaks:
+            _peak(slide, tmp_path / "warm", "crc5", "auto")  # compiles kernels, which takes memory of its own
+        peak, planned = _peak(slide, tmp_path / name, "crc5", "auto")
+        assert peak <= planned <= 1.4 * peak
+        peaks.append(peak)
+    small, large = peaks
+    assert large < 1.1 * small  # 100 times the pixels

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsiengine import parts
+from wsiengine import parts, scratch
 
 
 def mask_of(density: float, seed: int, rows: int = 203, cols: int = 61) -> np.ndarray:
@@ -20,7 +20,7 @@ def test_parts_of_strips_are_parts_of_the_whole(
 ) -> None:
     mask = mask_of(density, seed=int(density * 100))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=connectivity)
-    monkeypatch.setattr(parts, "_STRIP_PX", strip_rows * mask.shape[1])
+    monkeypatch.setattr(scratch, "STRIP", strip_rows * mask.shape[1])
     found = parts.label_parts(mask.shape, lambda rows: mask[rows], connectivity)
     assert found.count == count
     own = found.labels(slice(0, len(mask)))
@@ -35,7 +35,7 @@ def test_parts_of_strips_are_parts_of_the_whole(
 
 def test_rows_across_strips_have_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = mask_of(0.4, seed=1)
-    monkeypatch.setattr(parts, "_STRIP_PX", 16 * mask.shape[1])
+    monkeypatch.setattr(scratch, "STRIP", 16 * mask.shape[1])
     found = parts.label_parts(mask.shape, lambda rows: mask[rows])
     whole = found.labels(slice(0, len(mask)))
     for first, stop in ((0, 16), (5, 40), (15, 17), (190, 203)):
@@ -49,7 +49,7 @@ def test_a_spiral_is_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
         mask[turn, turn : 99 - turn] = mask[turn : 99 - turn, 98 - turn] = True
         mask[98 - turn, turn : 99 - turn] = mask[turn + 2 : 99 - turn, turn] = True
         mask[turn + 2, turn : turn + 3] = True
-    monkeypatch.setattr(parts, "_STRIP_PX", 16 * 99)
+    monkeypatch.setattr(scratch, "STRIP", 16 * 99)
     found = parts.label_parts(mask.shape, lambda rows: mask[rows])
     assert found.count == cv2.connectedComponents(mask.view(np.uint8))[0]
     assert found.area[1:].sum() == mask.sum()

@@ -402,6 +402,40 @@ def test_nan_is_refused_with_its_place(blurred: Card, tmp_path: Path, monkeypatc
         _run(_position_slide(), blurred, tmp_path / "out")
 
 
+def test_nan_is_left_out_where_that_is_asked_for(
+    blurred: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wsiengine.models.runtime import Runtime
+    from wsiengine.slides.tolerant import TolerantSlide
+
+    original = Runtime.outputs
+
+    def poisoned(self: Runtime, pixels: np.ndarray, origins: np.ndarray) -> Any:
+        for k, arrays in enumerate(original(self, pixels, origins)):
+            yield [np.full_like(a, np.nan) for a in arrays] if k == 2 else arrays
+
+    monkeypatch.setattr(Runtime, "outputs", poisoned)
+    slide = TolerantSlide(_position_slide())
+    result = _run(slide, blurred, tmp_path / "out", block_tiles=3, threads=1)
+    plan = wsiengine.plan(slide, str(blurred.folder), tissue="none", block_tiles=3)
+    poisoned_tiles = sum(block.wanted.sum() >= 3 for block in plan.blocks())
+    assert result.summary["unreadable_tiles"] == poisoned_tiles
+    assert np.isfinite(result.summary["analysed_mm2"])
+
+
+def test_objects_are_chosen_by_class(planted: Card, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from wsiengine.cli import main
+
+    result = _run(ArraySlide(_discs(DISCS), Mpp.square(1.0)), planted, tmp_path / "out")
+    count = len(result.annotations)
+    assert count == len(DISCS)
+    out = str(tmp_path / "out")
+    assert main(["export", out, "--classes", "Gland", "--overwrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["objects"] == {"Gland": count}
+    assert main(["export", out, "--classes", "contour", "--overwrite"]) == 1
+    assert "knows no class contour" in capsys.readouterr().err
+
+
 def test_unanalysed_cells_stay_unanalysed(planted: Card, tmp_path: Path) -> None:
     """A region limits the map, and what is drawn is cut to it."""
     region = tmp_path / "region.geojson"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.data import slide_path
 from tests.fakes import ArraySlide
-from wsiengine import parts, tissue_rules
+from wsiengine import scratch, tissue_rules
 from wsiengine import tissue as tissue_module
 from wsiengine.errors import OutputError, ResolutionError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
@@ -226,7 +226,7 @@ def test_strips_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, mask = stain(pixels, GLASS, 8.0), segment(pixels, 8.0)
     assert 0.05 < mask.mean() < 0.9
     monkeypatch.setattr(tissue_rules, "_STRIP_PX", 16 * 210)
-    monkeypatch.setattr(parts, "_STRIP_PX", 16 * 210)
+    monkeypatch.setattr(scratch, "STRIP", 16 * 210)
     strips = [stain(pixels, GLASS, 8.0, rows) for rows in tissue_rules._strips(pixels.shape)]
     np.testing.assert_array_equal(np.concatenate(strips), whole)
     np.testing.assert_array_equal(segment(pixels, 8.0), mask)

@@ -20,6 +20,7 @@ _HOME = {
     "WsiError": "errors",
     "find_tissue": "tissue",
     "infer": "inference",
+    "infer_many": "series",
     "load_model": "models.registry",
     "open_slide": "slides",
     "plan": "planning",

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import shapely
-from scipy import ndimage
 
 from wsiengine.geometry import Box, Lattice
 from wsiengine.polygons import Traced, clean, clip, rectangle, simplify, to_level0, trace, trace_components
 from wsiengine.qupath import Annotation, FileLimits, make_ids, read_geojson, write_geojson
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 
 __all__ = [
     "AnnotateOptions",
@@ -27,7 +27,8 @@ __all__ = [
     "write_geojson",
 ]
 
-_STRIP = 256  # rows of cells measured at a time
+_BATCH = 2048  # outlines exported at a time
+_MEASURED = 1 << 18  # cells measured at a time
 Class = tuple[str, tuple[int, int, int]]  # name, colour
 
 
@@ -44,6 +45,7 @@ class AnnotateOptions:
         clip_l0: shapely geometry in level-0 pixels that limits everything (a region of interest), or None.
         channel_names: Of the probability map.
         tile_count: int (rows, cols): how many tiles have their centre in each cell, or None.
+        scratch: Makes the maps of regions.
     """
 
     fingerprint: str
@@ -53,6 +55,7 @@ class AnnotateOptions:
     clip_l0: Any = None
     channel_names: tuple[str, ...] = ()
     tile_count: np.ndarray | None = None
+    scratch: Scratch = IN_MEMORY
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,8 @@ def annotate(
     """
     if int(labels.max(initial=0)) > len(classes):
         raise ValueError(f"label {labels.max()} has no class: there are {len(classes)}")
-    return _annotations(trace(labels, smooth=_slanting(lattice, options)), probability, lattice, classes, options)
+    traced = trace(labels, smooth=_slanting(lattice, options), scratch=options.scratch)
+    return _annotations(traced, probability, lattice, classes, options)
 
 
 def annotate_objects(
@@ -125,11 +129,11 @@ def _annotations(
     if len(options.channel_names) != probability.shape[2]:
         raise ValueError(f"{len(options.channel_names)} channel names for {probability.shape[2]} channels")
     tolerance = _tolerance(lattice, options)
-    outlines = to_level0(simplify(traced.polygons, tolerance if tolerance > 0.5 else 0), lattice.l0_per_cell)
-    regions = _exported(traced, outlines, lattice, options)
-    owners = _owners(traced.components, regions, lattice)
+    outlines = simplify(traced.polygons, tolerance if tolerance > 0.5 else 0)
+    regions = _exported(traced.labels, outlines, lattice, options)
+    owners = _owners(traced.components, regions, lattice, options.scratch)
     if options.clip_l0 is not None:
-        owners = np.where(_centres_inside(options.clip_l0, owners, lattice), owners, 0)
+        _drop_outside(options.clip_l0, owners, lattice)
     measured = _measure(owners, len(regions.polygons), probability, options)
     measured = {"Area mm^2": shapely.area(regions.polygons) * lattice.slide_mpp.pixel_um2 / 1e6, **measured}
     names = [classes[label - 1][0] for label in regions.labels]
@@ -147,18 +151,23 @@ def _annotations(
     ]
 
 
-def _exported(traced: Traced, outlines: np.ndarray, lattice: Lattice, options: AnnotateOptions) -> _Regions:
-    """Clip, clean and split outlines in level-0 pixels; drop what is too small."""
+def _exported(labels: np.ndarray, outlines: np.ndarray, lattice: Lattice, options: AnnotateOptions) -> _Regions:
+    """Outlines in cells to level-0 pixels, clipped, clean and split; without what is too small."""
     limits = [rectangle(Box.of(lattice.slide_l0))]
     if options.clip_l0 is not None:
         limits.append(options.clip_l0)
-    parts, parents = shapely.get_parts(clean(clip(outlines, limits)), return_index=True)
-    large = shapely.area(parts) * lattice.slide_mpp.pixel_um2 >= options.min_area_um2
-    parts, parents = shapely.normalize(parts[large]), parents[large]
-    return _Regions(parts, parents, traced.labels[parents])
+    exported, parents = [np.empty(0, object)], [np.empty(0, np.int64)]
+    for first in range(0, len(outlines), _BATCH):  # each step makes all polygons anew
+        here = to_level0(outlines[first : first + _BATCH], lattice.l0_per_cell)
+        parts, parent = shapely.get_parts(clean(clip(here, limits)), return_index=True)
+        large = shapely.area(parts) * lattice.slide_mpp.pixel_um2 >= options.min_area_um2
+        exported.append(shapely.normalize(parts[large]))
+        parents.append(parent[large] + first)
+    parent = np.concatenate(parents)
+    return _Regions(np.concatenate(exported), parent, labels[parent])
 
 
-def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice) -> np.ndarray:
+def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice, scratch: Scratch) -> np.ndarray:
     """Which region (from 1; 0 = none) each cell counts for → int32 (rows, cols).
 
     A region in several parts gives each cell to the part that holds its centre.
@@ -166,10 +175,12 @@ def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice) -> np.n
     count = int(components.max(initial=0))
     lookup = np.zeros(count + 1, np.int32)
     lookup[regions.parents + 1] = np.arange(1, len(regions.parents) + 1)
-    owners = lookup[components]
+    owners = scratch.by_strips(components.shape, np.int32, lambda rows: lookup[components[rows]])
     split = np.flatnonzero(np.bincount(regions.parents, minlength=count) > 1)
     if not len(split):
         return owners
+    from scipy import ndimage  # slow to import
+
     places = ndimage.find_objects(components)
     for parent in split:
         rows, cols = np.nonzero(components[places[parent]] == parent + 1)
@@ -183,14 +194,14 @@ def _owners(components: np.ndarray, regions: _Regions, lattice: Lattice) -> np.n
     return owners
 
 
-def _centres_inside(geometry: Any, owners: np.ndarray, lattice: Lattice) -> np.ndarray:
-    """Whether the centre of each owned cell lies in ``geometry`` → bool (rows, cols)."""
+def _drop_outside(geometry: Any, owners: np.ndarray, lattice: Lattice) -> None:
+    """Owned cells whose centre does not lie in ``geometry`` become nobody's, in place."""
     shapely.prepare(geometry)
-    inside = np.zeros(owners.shape, bool)
-    rows, cols = np.nonzero(owners)
-    y_l0, x_l0 = _centres(rows, cols, lattice)
-    inside[rows, cols] = shapely.contains_xy(geometry, x_l0, y_l0)
-    return inside
+    for strip in strips(owners.shape):
+        rows, cols = np.nonzero(owners[strip])
+        y_l0, x_l0 = _centres(rows + strip.start, cols, lattice)
+        outside = ~shapely.contains_xy(geometry, x_l0, y_l0)
+        owners[strip][rows[outside], cols[outside]] = 0
 
 
 def _centres(rows: np.ndarray, cols: np.ndarray, lattice: Lattice) -> tuple[np.ndarray, np.ndarray]:
@@ -202,18 +213,21 @@ def _measure(
     owners: np.ndarray, count: int, probability: np.ndarray, options: AnnotateOptions
 ) -> dict[str, np.ndarray]:
     """Columns of measurements, float64 (count,) each; NaN where a region has no analysed cell."""
-    flat = owners.ravel()
     columns: dict[str, np.ndarray] = {}
     for channel, name in enumerate(options.channel_names):
         cells, total = np.zeros(count, np.int64), np.zeros(count)
-        for rows in range(0, len(owners), _STRIP):  # whole numbers: the sums are exact, however they are cut
-            here, values = owners[rows : rows + _STRIP].ravel(), probability[rows : rows + _STRIP, :, channel].ravel()
+        for rows in strips(owners.shape, _MEASURED):  # whole numbers: the sums are exact, however they are cut
+            here, values = owners[rows].ravel(), probability[rows, :, channel].ravel()
             cells += np.bincount(here[values > 0], minlength=count + 1)[1:]
             total += np.bincount(here, weights=values, minlength=count + 1)[1:]
         mean = (total / np.maximum(cells, 1) - 1) / 254
         columns[f"Mean probability {name}"] = np.where(cells > 0, mean, np.nan)
     if options.tile_count is not None:
-        columns["Tiles"] = np.bincount(flat, weights=options.tile_count.ravel(), minlength=count + 1)[1:]
+        tiles = np.zeros(count)
+        for strip in strips(owners.shape, _MEASURED):
+            weights = options.tile_count[strip].ravel()
+            tiles += np.bincount(owners[strip].ravel(), weights=weights, minlength=count + 1)[1:]
+        columns["Tiles"] = tiles
     return columns
 
 

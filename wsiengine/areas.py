@@ -5,13 +5,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
+from wsiengine.geometry import Lattice
+from wsiengine.scratch import strips
+
 if TYPE_CHECKING:
     from wsiengine.truth import Truth
 
 
+_STRIP_ROWS = 32  # of cells
+
+
 def analysed(truth: "Truth") -> np.ndarray:
     """(rows, cols) bool: cells that were to be analysed and lie under a tile that could be."""
-    return truth.analysed & truth.grid.covered_by(truth.ran)
+    covered = truth.grid.covered_by(truth.ran, truth.scratch)
+    for strip in strips(covered.shape):
+        covered[strip] &= truth.analysed[strip]
+    return covered
 
 
 def analysed_mm2(truth: "Truth") -> float:
@@ -20,13 +29,26 @@ def analysed_mm2(truth: "Truth") -> float:
     covered = analysed(truth)
     rows, cols = (np.asarray(part) for part in lattice.inside())
     if truth.region_wkt is None:
-        return float(rows @ covered.astype(np.float64) @ cols) * lattice.cell_um2 / 1e6
+        return cells_inside(covered, lattice) * lattice.cell_um2 / 1e6
     region = shapely.from_wkt(truth.region_wkt)
     shapely.prepare(region)
-    i, j = np.nonzero(covered)
     fy, fx = lattice.l0_per_cell
-    cells = shapely.box(j * fx, i * fy, (j + cols[j]) * fx, (i + rows[i]) * fy)
-    areas = rows[i] * cols[j] * fy * fx
-    cut = ~shapely.contains(region, cells)
-    areas[cut] = shapely.area(shapely.intersection(cells[cut], region))
-    return float(areas.sum()) * lattice.slide_mpp.pixel_um2 / 1e6
+    total_l0 = 0.0
+    for first in range(0, len(covered), _STRIP_ROWS):  # a cell's outline takes some hundred bytes
+        i, j = np.nonzero(covered[first : first + _STRIP_ROWS])
+        i += first
+        cells = shapely.box(j * fx, i * fy, (j + cols[j]) * fx, (i + rows[i]) * fy)
+        areas = rows[i] * cols[j] * fy * fx
+        cut = ~shapely.contains(region, cells)
+        areas[cut] = shapely.area(shapely.intersection(cells[cut], region))
+        total_l0 += float(areas.sum())
+    return total_l0 * lattice.slide_mpp.pixel_um2 / 1e6
+
+
+def cells_inside(share: np.ndarray, lattice: Lattice) -> float:
+    """Sum over cells (rows, cols), each counted by its part on the slide."""
+    rows, cols = (np.asarray(part) for part in lattice.inside())
+    by_column = np.zeros(len(cols))
+    for strip in strips(share.shape):
+        by_column += rows[strip] @ share[strip].astype(np.float64)
+    return float(by_column @ cols)

@@ -8,11 +8,16 @@ components. Each run gives one directed edge to the component on either side, so
 vertices: a valid coverage, in which a shared boundary can be smoothed or simplified once for both.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import shapely
-from scipy import ndimage
+
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
+from wsikernels.components import label_values
+
+_BATCH_EDGES = 100_000  # chained, smoothed and made into polygons at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,7 @@ class _Rings:
     owner: np.ndarray
 
 
-def trace(labels: np.ndarray, *, smooth: bool = False) -> Traced:
+def trace(labels: np.ndarray, *, smooth: bool = False, scratch: Scratch = IN_MEMORY) -> Traced:
     """Polygons of every 4-connected component of equal non-zero label, holes kept.
 
     Every polygon is valid as it comes: where a component touches itself at a corner, its boundary is cut there into
@@ -58,13 +63,14 @@ def trace(labels: np.ndarray, *, smooth: bool = False) -> Traced:
     Args:
         labels: uint8 (rows, cols), 0 = nothing.
         smooth: Replace the stairs of slanting boundaries by slanting lines: see :func:`_smooth`.
+        scratch: Makes the map of components.
 
     Returns:
         Regions whose polygon areas are, unless smoothed, exactly their numbers of cells.
     """
     if labels.ndim != 2:
         raise ValueError(f"a label map has rows and columns, not the shape {labels.shape}")
-    return trace_components(*label_components(labels), smooth=smooth)
+    return trace_components(*label_values(labels, scratch.zeros), smooth=smooth)
 
 
 def trace_components(components: np.ndarray, component_labels: np.ndarray, *, smooth: bool = False) -> Traced:
@@ -78,65 +84,84 @@ def trace_components(components: np.ndarray, component_labels: np.ndarray, *, sm
     if not len(component_labels):
         return Traced(components, np.empty(0, object), component_labels)
     edges = _boundary_edges(components)
-    rings = _chain(edges, components.shape[1] + 1)
-    if smooth:
-        rings = _smooth(rings, components)
-    return Traced(components, _build(rings, len(component_labels)), component_labels)
+    polygons = []
+    for first, stop, some in _batches(edges, len(component_labels)):
+        rings = _chain(some, components.shape[1] + 1)
+        if smooth:
+            rings = _smooth(rings, components)
+        polygons.append(_build(rings, first, stop))
+    return Traced(components, np.concatenate(polygons), component_labels)
 
 
-def label_components(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """4-connected components of equal non-zero label → (int32 (rows, cols), uint8 (n,) label of each)."""
-    components = np.zeros(labels.shape, np.int32)
-    found: list[np.ndarray] = []
-    count = 0
-    for label in np.unique(labels):
-        if label == 0:
-            continue
-        part, n = ndimage.label(labels == label)
-        np.add(part, count, out=components, where=part > 0, casting="unsafe")
-        found.append(np.full(n, label, np.uint8))
-        count += n
-    return components, np.concatenate(found) if found else np.empty(0, np.uint8)
+def _batches(edges: _Edges, count: int) -> Iterator[tuple[int, int, _Edges]]:
+    """Components from ``first`` to before ``stop``, with their edges in order: chaining takes 300 bytes an edge."""
+    ends = np.cumsum(np.bincount(edges.owner, minlength=count + 1))  # of each component's edges, were they sorted
+    first = 1
+    while first <= count:
+        stop = max(first + 1, int(np.searchsorted(ends, ends[first - 1] + _BATCH_EDGES, side="right")))
+        stop = min(stop, count + 1)
+        if first == 1 and stop == count + 1:
+            yield first, stop, edges
+        else:
+            own = np.flatnonzero((edges.owner >= first) & (edges.owner < stop))
+            yield first, stop, _Edges(*(getattr(edges, field.name)[own] for field in fields(edges)))
+        first = stop
 
 
 def _boundary_edges(components: np.ndarray) -> _Edges:
     """All directed edges of all components, from the runs along rows and along columns."""
+    along, down = _horizontal_edges(components), _vertical_edges(components)
+    return _Edges(*(np.concatenate(column) for column in zip(*along, *down, strict=True)))
+
+
+def _horizontal_edges(components: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """Columns of :class:`_Edges` to the right, and to the left."""
     width = components.shape[1] + 1
     y, x0, x1, above, below = _runs(components)
-    x, y0, y1, left, right = _runs(components.T)
-    at_h, at_v = (y * width + x0, y * width + x1), (y0 * width + x, y1 * width + x)
+    start, end = y * width + x0, y * width + x1
     # One run, two edges: the component below sees it as its top (to the right), the one above as its bottom.
     # Where a component touches itself at a corner two of its edges end there and two start: down is followed by
     # right, up by left, left by down, right by up. That keeps the two diagonal cells apart from the gap between.
-    parts = [
-        (at_h[0], at_h[1], below, True, False),  # to the right
-        (at_h[1], at_h[0], above, False, True),  # to the left
-        (at_v[0], at_v[1], left, False, False),  # down
-        (at_v[1], at_v[0], right, True, True),  # up
-    ]
-    kept = [(start[own > 0], end[own > 0], own[own > 0], i, o) for start, end, own, i, o in parts]
-    return _Edges(
-        start=np.concatenate([k[0] for k in kept]),
-        end=np.concatenate([k[1] for k in kept]),
-        owner=np.concatenate([k[2] for k in kept]),
-        turn_in=np.concatenate([np.full(len(k[2]), k[3]) for k in kept]),
-        turn_out=np.concatenate([np.full(len(k[2]), k[4]) for k in kept]),
-    )
+    return [_owned(start, end, below, (True, False)), _owned(end, start, above, (False, True))]
+
+
+def _vertical_edges(components: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """Columns of :class:`_Edges` down, and up."""
+    width = components.shape[1] + 1
+    x, y0, y1, left, right = _runs(components.T)
+    start, end = y0 * width + x, y1 * width + x
+    return [_owned(start, end, left, (False, False)), _owned(end, start, right, (True, True))]
+
+
+def _owned(start: np.ndarray, end: np.ndarray, owner: np.ndarray, turns: tuple[bool, bool]) -> tuple[np.ndarray, ...]:
+    """Columns of :class:`_Edges`, of those that a component owns."""
+    own = owner > 0
+    count = int(np.count_nonzero(own))
+    return start[own], end[own], owner[own], np.full(count, turns[0]), np.full(count, turns[1])
 
 
 def _runs(components: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Maximal runs of boundary along the row lines → (line, first column, end column, above, below)."""
     rows, cols = components.shape
-    padded = np.zeros((rows + 2, cols + 2), np.int32)
-    padded[1:-1, 1:-1] = components
-    above, below = padded[:-1], padded[1:]  # (rows + 1, cols + 2): the components on either side of each line
+    found = [_runs_along(components, lines, cols) for lines in strips((rows + 1, cols))]
+    line, x0, x1, above, below = (np.concatenate(column) for column in zip(*found, strict=True))
+    return line, x0, x1, above, below
+
+
+def _runs_along(components: np.ndarray, lines: slice, cols: int) -> tuple[np.ndarray, ...]:
+    """``_runs`` along some lines: line k lies above row k."""
+    padded = np.zeros((lines.stop - lines.start + 1, cols + 2), np.int32)
+    beside = components[max(lines.start - 1, 0) : lines.stop]  # the rows on either side of them
+    first_row = int(lines.start == 0)
+    padded[first_row : first_row + len(beside), 1:-1] = beside
+    above, below = padded[:-1], padded[1:]
     differ = above != below
     same_as_left = (above[:, 1:] == above[:, :-1]) & (below[:, 1:] == below[:, :-1])
-    first = np.flatnonzero(differ[:, 1:] & ~same_as_left)  # flat over (rows + 1, cols + 1)
+    first = np.flatnonzero(differ[:, 1:] & ~same_as_left)  # flat over (lines, cols + 1)
     last = np.flatnonzero(differ[:, :-1] & ~same_as_left)
     line, x0 = np.divmod(first, cols + 1)
     x1 = last % (cols + 1)
-    return line, x0, x1, above[line, x0 + 1], below[line, x0 + 1]
+    return line + lines.start, x0, x1, above[line, x0 + 1], below[line, x0 + 1]
 
 
 def _chain(edges: _Edges, width: int) -> _Rings:
@@ -207,10 +232,16 @@ def _smooth(rings: _Rings, components: np.ndarray) -> _Rings:
 
 def _is_node(xy: np.ndarray, components: np.ndarray) -> np.ndarray:
     """Whether more than two pieces of boundary meet at lattice points → bool (n,)."""
-    padded = np.pad(components, 1)
     x, y = xy.astype(np.int64).T
-    around = [padded[y, x], padded[y, x + 1], padded[y + 1, x + 1], padded[y + 1, x]]
+    around = [_component_at(components, y + dy, x + dx) for dy, dx in ((-1, -1), (-1, 0), (0, 0), (0, -1))]
     return sum((around[i] != around[i - 1]).astype(np.int8) for i in range(4)) > 2
+
+
+def _component_at(components: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Components of cells; 0 beyond the map."""
+    rows, cols = components.shape
+    on_map = (y >= 0) & (y < rows) & (x >= 0) & (x < cols)
+    return np.where(on_map, components[np.clip(y, 0, rows - 1), np.clip(x, 0, cols - 1)], 0)
 
 
 def _neighbours(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,8 +258,8 @@ def _take(rings: _Rings, kept: np.ndarray) -> _Rings:
     return _Rings(rings.xy[kept], np.concatenate(([0], np.cumsum(kept)))[rings.starts], rings.owner)
 
 
-def _build(rings: _Rings, count: int) -> np.ndarray:
-    """Polygons: per component one shell (clockwise on screen), the rest are holes."""
+def _build(rings: _Rings, first: int, stop: int) -> np.ndarray:
+    """Polygons of components ``first`` to before ``stop``: one shell each (clockwise on screen), the rest are holes."""
     _, after = _neighbours(rings.starts)
     (x, y), (x_after, y_after) = rings.xy.T, rings.xy[after].T
     twice_area = np.add.reduceat(x * y_after - x_after * y, rings.starts[:-1])
@@ -237,6 +268,6 @@ def _build(rings: _Rings, count: int) -> np.ndarray:
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     take = np.arange(offsets[-1]) + np.repeat(rings.starts[order] - offsets[:-1], lengths)
     take[offsets[1:] - 1] = rings.starts[order]
-    rings_per_polygon = np.bincount(rings.owner - 1, minlength=count)
+    rings_per_polygon = np.bincount(rings.owner - first, minlength=stop - first)
     polygon_offsets = np.concatenate(([0], np.cumsum(rings_per_polygon)))
     return shapely.from_ragged_array(shapely.GeometryType.POLYGON, rings.xy[take], (offsets, polygon_offsets))

@@ -15,7 +15,7 @@ from wsiengine.models.activation import activate
 from wsiengine.models.card import Card
 from wsiengine.models.detection import Crop, Head, Second
 
-_TYPES = {"uint8": np.uint8, "float32": np.float32, "float16": np.float16}
+_TYPES = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
 
 
 class Runs(Protocol):
@@ -31,7 +31,7 @@ def second_stage(runtime: Runs, tile: np.ndarray, boxes: np.ndarray) -> np.ndarr
 
     Args:
         runtime: Runs the files.
-        tile: (rows, cols, 3) uint8, normalised.
+        tile: (rows, cols, 3) uint8, normalised; (rows, cols, 1) uint16 of a detector of 16 bits.
         boxes: (n, 4) y0, x0, y1, x1 in pixels of the tile.
 
     Returns:
@@ -61,7 +61,7 @@ def crop_side_px(crop: Crop, longer_side_px: float) -> float:
 
 
 def crop_at(tile: np.ndarray, box: np.ndarray, second: Second) -> np.ndarray:
-    """The square around a box, at the classifier's size: (size, size, 3) uint8.
+    """The square around a box, at the classifier's size: (size, size, channels) of the tile's type.
 
     Linear interpolation, by area where it shrinks. Beyond the tile lies the card's ``pad``, white if it has none.
     """
@@ -70,20 +70,22 @@ def crop_at(tile: np.ndarray, box: np.ndarray, second: Second) -> np.ndarray:
     corner = (box[:2] + box[2:]) / 2 - side / 2
     whole = max(1, round(side))
     y, x = (int(v) for v in np.floor(corner + 0.5))
-    pad = 255 if second.input.pad is None else second.input.pad
-    square = np.full((whole, whole, 3), pad, np.uint8)
+    white = 0 if second.input.deep else 255  # what lies beyond a picture of that depth
+    pad = white if second.input.pad is None else second.input.pad
+    square = np.full((whole, whole, tile.shape[2]), pad, tile.dtype)
     y0, x0, y1, x1 = max(0, y), max(0, x), min(tile.shape[0], y + whole), min(tile.shape[1], x + whole)
     if y1 > y0 and x1 > x0:
         square[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0:y1, x0:x1]
     if whole == size:
         return square
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if whole > size else cv2.INTER_LINEAR)
+    resized = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if whole > size else cv2.INTER_LINEAR)
+    return resized.reshape(size, size, tile.shape[2])  # OpenCV drops an axis of one channel
 
 
 def _input(crop: np.ndarray, second: Second) -> np.ndarray:
     spec = second.input
     pixels = crop[..., : spec.channels]
-    values: np.ndarray = pixels if spec.dtype == "uint8" else pixels * spec.scale + spec.bias
+    values: np.ndarray = pixels if spec.dtype.startswith("uint") else pixels * spec.scale + spec.bias
     planes = values if spec.layout == "NHWC" else values.transpose(2, 0, 1)
     return np.ascontiguousarray(planes[None], _TYPES[spec.dtype])
 

@@ -14,7 +14,7 @@ import numpy as np
 from wsiengine.errors import CardError, ScoreError
 from wsiengine.models.activation import activate
 from wsiengine.models.card import Card
-from wsiengine.models.detection import Detection
+from wsiengine.models.detection import Detection, Merge
 from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects
 from wsikernels.masks import cut_masks, mask_areas, paste_masks
 from wsikernels.pairs import IOS, IOU, overlapping_pairs, suppress
@@ -90,11 +90,16 @@ def _thinned(found: Found, rule: Detection) -> Found:
     if found.masks is not None or merge.method != "nms" or not merge.within_tile or len(found.scores) < 2:
         return found
     labels = np.zeros_like(found.labels) if merge.across_classes else found.labels
+    return found.take(unsuppressed(found.boxes, labels, merge))
+
+
+def unsuppressed(boxes: np.ndarray, labels: np.ndarray, merge: Merge) -> np.ndarray:
+    """Which of the boxes of one tile (n, 4), best first, no better one of the same label suppresses → their numbers."""
     everywhere = np.tile([-1e9, -1e9, 1e9, 1e9], (len(labels), 1))
     measure = IOS if merge.overlap == "ios" else IOU
-    pairs, _ = overlapping_pairs(found.boxes, everywhere, labels, merge.above, measure)
+    pairs, _ = overlapping_pairs(boxes, everywhere, labels, merge.above, measure)
     order = np.arange(len(labels))
-    return found.take(np.flatnonzero(suppress(order, pairs) == order))
+    return np.flatnonzero(suppress(order, pairs) == order)
 
 
 def _rule(card: Card) -> Detection:

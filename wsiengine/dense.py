@@ -19,6 +19,7 @@ from wsiengine.errors import CardError
 from wsiengine.geometry import Box
 from wsiengine.grid import Axis, TileGrid
 from wsiengine.models.card import Card
+from wsiengine.scratch import IN_MEMORY, Scratch
 
 RING_CELLS = 1
 _STEP_CELLS = 8  # by which a part of a block grows: few shapes, so that the session's memory is used again
@@ -39,7 +40,7 @@ def block_cells(card: Card) -> int:
     return max(1, card.dense.block_px // card.output_stride_px)
 
 
-def work(grid: TileGrid, wanted: np.ndarray) -> tuple[TileGrid, np.ndarray]:
+def work(grid: TileGrid, wanted: np.ndarray, scratch: Scratch = IN_MEMORY) -> tuple[TileGrid, np.ndarray]:
     """The run's own grid, whose tiles are single cells, and which of them the wanted windows need.
 
     The last windows overhang the slide, and so does this grid.
@@ -47,11 +48,12 @@ def work(grid: TileGrid, wanted: np.ndarray) -> tuple[TileGrid, np.ndarray]:
     Args:
         grid: The grid of the windows.
         wanted: (tile rows, tile cols) bool: windows to score.
+        scratch: Makes the table of cells.
     """
     reach = [(axis.count - 1) * axis.stride + axis.tile for axis in (grid.rows, grid.cols)]
     rows, cols = (replace(axis, extent=cells) for axis, cells in zip((grid.rows, grid.cols), reach, strict=True))
     cells = TileGrid(grid.lattice, Axis(reach[0], 1, 1), Axis(reach[1], 1, 1))
-    return cells, TileGrid(grid.lattice, rows, cols).covered_by(wanted)
+    return cells, TileGrid(grid.lattice, rows, cols).covered_by(wanted, scratch)
 
 
 def run_box(block: Box, wanted: np.ndarray) -> Box:
@@ -68,7 +70,7 @@ def run_box(block: Box, wanted: np.ndarray) -> Box:
     return around.intersect(block)
 
 
-def window_means(cells: np.ndarray, grid: TileGrid, *, gated: bool) -> np.ndarray:
+def window_means(cells: np.ndarray, grid: TileGrid, *, gated: bool, scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """Scores of all windows from the map of scores.
 
     Sums run over rows, then columns, in the same order for every window, so that a window has one value whatever part
@@ -78,13 +80,14 @@ def window_means(cells: np.ndarray, grid: TileGrid, *, gated: bool) -> np.ndarra
         cells: (rows, cols, channels) float32, one value per cell; NaN where none was computed.
         grid: The grid of the windows, the first at the first cell.
         gated: The last channel is a fraction of the whole window, of which no ring is left out.
+        scratch: Makes the table of scores.
 
     Returns:
         (tile rows, tile cols, channels) float32; NaN where a window holds a cell that was not computed.
     """
     axes = zip((grid.rows, grid.cols), cells.shape[:2], strict=True)
     rows, cols = (min(axis.count, (n - axis.tile) // axis.stride + 1) for axis, n in axes)
-    out = np.empty((rows, cols, cells.shape[2]), np.float32)
+    out = scratch.zeros((rows, cols, cells.shape[2]), np.float32)
     strip = max(1, _STRIP // max(1, cols * cells.shape[2]))
     for first in range(0, rows, strip):
         stop = min(first + strip, rows)

@@ -192,20 +192,63 @@ def case_bootstrap(
     return Interval(figure(np.arange(len(cases))), float(low), float(high), len(first))
 
 
-RULES = ("sum", "vote", "average", "exist", "exist-3")
+def balanced_by_case(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    cases: np.ndarray,
+    strata: np.ndarray | None = None,
+    *,
+    repeats: int = 2000,
+) -> Interval:
+    """Balanced accuracy with the interval of :func:`case_bootstrap` (95 %), from the counts of each case.
+
+    How often a case is drawn is multinomial; so all draws are one product of matrices, however many rows there are.
+
+    Args:
+        true, predicted, classes: As for :func:`confusion`.
+        cases, strata, repeats: As for :func:`case_bootstrap`.
+    """
+    if not len(cases):
+        raise WsiError("there is nothing to evaluate: no row is left", hint="check the labels and the chosen folds")
+    names, first, of_row = np.unique(cases, return_index=True, return_inverse=True)
+    flat = (of_row * classes + true) * (classes + 1) + np.minimum(predicted, classes)
+    counts = np.bincount(flat, minlength=len(names) * classes * (classes + 1)).reshape(len(names), -1)
+    group = np.zeros(len(names), int) if strata is None else np.unique(strata[first], return_inverse=True)[1]
+    rng = np.random.default_rng(0)
+    total = np.zeros((repeats, counts.shape[1]))
+    for g in range(group.max() + 1):
+        members = np.flatnonzero(group == g)
+        total += rng.multinomial(len(members), np.full(len(members), 1 / len(members)), repeats) @ counts[members]
+    drawn = total.reshape(repeats, classes, classes + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = np.diagonal(drawn, axis1=1, axis2=2) / drawn.sum(axis=2)
+    has = np.isfinite(recall).any(axis=1)
+    low, high = np.quantile(np.nanmean(recall[has], axis=1), [0.025, 0.975])
+    value = balanced_accuracy(counts.sum(axis=0).reshape(classes, classes + 1))
+    return Interval(value, float(low), float(high), len(names))
+
+
+RULES = ("weighted", "sum", "vote", "average", "exist", "exist-3")
 """Ways to one answer from many tiles."""
+_LEAST_WEIGHT = 1e-3
 
 
-def aggregate(probability: np.ndarray, group: np.ndarray, rule: str = "average") -> tuple[np.ndarray, np.ndarray]:
+def aggregate(
+    probability: np.ndarray, group: np.ndarray, rule: str = "average", weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """One row of scores per image, case or slide from the rows of its tiles.
 
-    ``sum`` and ``average`` add and average probabilities, ``vote`` counts predictions. ``exist`` takes the last class
-    (classes are listed by rising severity) that any tile was given, ``exist-3`` the last that three tiles were given.
+    ``weighted`` averages the logarithms of probabilities (for softmax: the scores themselves), each tile weighted by
+    the part of it that may be judged. ``sum`` and ``average`` add and average probabilities, ``vote`` counts
+    predictions. ``exist`` takes the last class (classes are listed by rising severity) that any tile was given,
+    ``exist-3`` the last that three tiles were given.
 
     Args:
         probability: (N, classes).
         group: What each tile belongs to, (N,).
         rule: One of :data:`RULES`.
+        weight: For ``weighted``: of each tile, (N,); None: all alike.
 
     Returns:
         Groups, sorted, (M,), and their scores (M, classes): the prediction is the largest.
@@ -214,6 +257,13 @@ def aggregate(probability: np.ndarray, group: np.ndarray, rule: str = "average")
         raise WsiError(f"there is no rule '{rule}' to join tiles", hint=f"use one of {', '.join(RULES)}")
     names, of_row = np.unique(group, return_inverse=True)
     classes = probability.shape[1]
+    if rule == "weighted":
+        share = np.ones(len(probability)) if weight is None else np.maximum(weight, _LEAST_WEIGHT)
+        logs = np.log(np.maximum(probability, np.finfo(np.float32).tiny)) * share[:, None]
+        total = np.stack([np.bincount(of_row, logs[:, c], len(names)) for c in range(classes)], axis=1)
+        mean = total / np.bincount(of_row, share, len(names))[:, None]
+        score = np.exp(mean - mean.max(axis=1, keepdims=True))
+        return names, score / score.sum(axis=1, keepdims=True)
     total = np.stack([np.bincount(of_row, probability[:, c], len(names)) for c in range(classes)], axis=1)
     if rule == "sum":
         return names, total

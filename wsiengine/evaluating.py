@@ -1,26 +1,14 @@
-"""A model against labelled images: tiles scored by the engine's own runtime, joined to images and cases, in figures.
+"""A model against labelled images: tiles scored by the engine's own runtime, and joined to images, slides and cases.
 
-The formulas are in :mod:`wsiengine.evaluate`; this module brings images, model and formulas together.
+What the rows then say is in :mod:`wsiengine.evaluation_report`; the formulas are in :mod:`wsiengine.evaluate`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wsiengine.errors import WsiError
-from wsiengine.evaluate import (
-    aggregate,
-    auroc,
-    average_precision,
-    balanced_accuracy,
-    case_bootstrap,
-    class_figures,
-    confusion,
-    reliability,
-)
+from wsiengine.evaluate import aggregate
 from wsiengine.geometry import Box, Lattice, Mpp
 from wsiengine.models.card import Card
 from wsiengine.models.runtime import Runtime
@@ -29,93 +17,202 @@ from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
 from wsiengine.tasks.classify import MapLayout, tile_probabilities
 from wsiengine.tissue import TissueMask
-from wsiengine.training.data import Field
+from wsiengine.training.data import Field, read_mask, resample
 
-LEVELS = ("tile", "image", "case")
+EMPTY_BELOW = 0.02
+"""Drawn part of a window under which any class given to it is a false one."""
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """One row per tile (or, joined, per image or case).
+    """One row per tile (or cell of a map; joined, per image, slide or case).
 
     Attributes:
+        classes: Names of the classes.
+        fields: The labelled images (or annotated slides) that the rows come from.
+        field: (N,) int64, index into ``fields``.
         probability: (N, classes) float64.
+        gate: (N,) float64: the part that may be judged, as the model sees it; 1 of a model without a gate.
         judged: (N,) bool: the gate found enough to judge.
-        true: (N,) class index.
-        image: (N,) name.
-        case: (N,) name.
+        drawn: (N,) float64: the part under the image's mask; NaN without a mask.
     """
 
+    classes: tuple[str, ...]
+    fields: tuple[Field, ...]
+    field: np.ndarray
     probability: np.ndarray
+    gate: np.ndarray
     judged: np.ndarray
-    true: np.ndarray
-    image: np.ndarray
-    case: np.ndarray
+    drawn: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.field)
+
+    @property
+    def true(self) -> np.ndarray:
+        """(N,) int64, index of each row's class; −1 where its label is none."""
+        known = {name: k for k, name in enumerate(self.classes)}
+        return np.array([known.get(f.label, -1) for f in self.fields], np.int64)[self.field]
+
+    def codes(self, *names: str) -> np.ndarray:
+        """(N,) int64: rows that agree in these attributes of their field have the same number."""
+        said = ["\0".join(str(getattr(f, name)) for name in names) for f in self.fields]
+        return np.unique(said, return_inverse=True)[1].astype(np.int64)[self.field]
+
+    def where(self, keep: np.ndarray) -> "Rows":
+        """The rows at which ``keep`` (bool, or indices) says so."""
+        return replace(
+            self,
+            field=self.field[keep],
+            probability=self.probability[keep],
+            gate=self.gate[keep],
+            judged=self.judged[keep],
+            drawn=self.drawn[keep],
+        )
 
 
-def choose(fields: Sequence[Field], classes: Sequence[str], folds: Sequence[int] | None = None) -> list[Field]:
-    """The fields whose label the model knows, of the given folds.
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A labelled image as the model sees it: at its µm/px, normalised by its recipe.
+
+    Attributes:
+        pixels: uint8 (rows, cols, 3).
+        mask: float32 (rows, cols), the drawn part of each pixel; None without a mask.
+    """
+
+    pixels: np.ndarray
+    mask: np.ndarray | None
+
+    def at_least(self, side: int) -> "Seen":
+        """Continued mirrored up to a tile: it was cut out of tissue, and white around it would say otherwise."""
+        mask = None if self.mask is None else _mirrored(self.mask, side)
+        return Seen(_mirrored(self.pixels, side), mask)
+
+    def corners(self, side: int) -> np.ndarray:
+        """(N, 2) int64, y and x of the fewest tiles that cover it, evenly spread, outer ones at its edges."""
+        rows, cols = self.pixels.shape[:2]
+        return np.array([(y, x) for y in _starts(rows, side) for x in _starts(cols, side)], np.int64)
+
+    def drawn(self, corners: np.ndarray, side: int) -> np.ndarray:
+        """(N,) float64: the drawn part of each tile; NaN without a mask."""
+        if self.mask is None:
+            return np.full(len(corners), np.nan)
+        return np.array([self.mask[y : y + side, x : x + side].mean() for y, x in corners.tolist()], np.float64)
+
+
+def see(card: Card, field: Field) -> Seen:
+    """Read a labelled image and its mask.
 
     Raises:
-        WsiError: No label is one of the model's classes, or no image is left.
+        WsiError: The image or its mask cannot be read, or they differ in size.
     """
-    labels = sorted({f.label for f in fields})
-    if not set(labels) & set(classes):
-        raise WsiError(
-            f"no label of the data ({', '.join(labels)}) is a class of the model ({', '.join(classes)})",
-            hint=f'say which is which: --map "{labels[0]}={classes[0]}"',
-        )
-    chosen = [f for f in fields if f.label in classes and (folds is None or f.fold in folds)]
-    if not chosen:
-        raise WsiError("no labelled image is left to evaluate", hint="check --folds and --map")
-    return chosen
+    slide = open_slide(field.image, mpp=Mpp(*field.mpp_yx), window=parse_recipe(card.recipe).window)
+    try:
+        lattice = Lattice(slide.info.size_l0, Mpp(*field.mpp_yx), card.input.fixed_mpp, card.output_stride_px)
+        pixels = _normalised(card, slide, Box.of(lattice.extent_px), lattice)
+        mask = None
+        if field.mask is not None:
+            drawn = resample(read_mask(field.mask, slide.info.size_l0.shape), field.mpp_yx, lattice.mpp.mean)
+            mask = _of_shape(drawn.astype(np.float32) / 255, pixels.shape[:2])
+        return Seen(pixels, mask)
+    finally:
+        slide.close()
+
+
+def field_tiles(card: Card, field: Field) -> tuple[np.ndarray, np.ndarray]:
+    """A labelled image as the model sees it, and its tiles.
+
+    Returns:
+        Pixels (rows, cols, 3) uint8, and (N, 2) corners y, x of the fewest tiles that cover them.
+    """
+    seen = see(card, field).at_least(card.input.size_px)
+    return seen.pixels, seen.corners(card.input.size_px)
 
 
 def score_images(
-    card: Card, fields: Sequence[Field], runtime: Runtime, *, progress: Callable[[int, int], None] = lambda a, b: None
+    card: Card,
+    fields: Sequence[Field],
+    runtime: Runtime,
+    *,
+    progress: Progress = no_progress,
+    edit: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Rows:
     """Score every image, cut into tiles that lie inside it as far as it is large enough.
 
     Args:
         card: The model.
-        fields: Images of classes that the model knows.
+        fields: Labelled images.
         runtime: Its session.
         progress: Called with images done and images in all.
+        edit: Changes an image beforehand, uint8 (rows, cols, 3) at the model's µm/px: to see what damage does.
     """
+    side = card.input.size_px
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for done, field in enumerate(fields, start=1):
+            seen = see(card, field).at_least(side)
+            corners = seen.corners(side)
+            pixels = edit(seen.pixels) if edit else seen.pixels
+            yield runtime.scores(pixels, corners), seen.drawn(corners, side)
+            progress(done, len(fields))
+
+    return _rows(card, fields, parts())
+
+
+def score_empty_windows(card: Card, fields: Sequence[Field], runtime: Runtime) -> Rows:
+    """Score every window in which hardly anything is drawn, a cell apart.
+
+    Images with masks hold little tissue outside of them: windows of a whole tile would leave few cases. A window is
+    four sevenths of a tile (:func:`window_px`), continued mirrored.
+    """
+    small = window_px(card)
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for field in masked:
+            seen = see(card, field)
+            corners = _empty(seen, small, card.output_stride_px)
+            drawn = seen.drawn(corners, small)
+            tiles = [_mirrored(seen.pixels[y : y + small, x : x + small], card.input.size_px) for y, x in corners]
+            if not tiles:
+                yield np.zeros((0, card.score_channels), np.float32), drawn
+                continue
+            starts = np.array([(k * card.input.size_px, 0) for k in range(len(tiles))], np.int64)
+            yield runtime.scores(np.concatenate(tiles), starts), drawn
+
+    masked = [field for field in fields if field.mask is not None]
+    return _rows(card, masked, parts())
+
+
+def window_px(card: Card) -> int:
+    """Side of a window of :func:`score_empty_windows`, in whole cells: 128 px of a tile of 224 px."""
+    return max(1, round(card.input.size_px * 4 / 7 / card.output_stride_px)) * card.output_stride_px
+
+
+def _empty(seen: Seen, side: int, step: int) -> np.ndarray:
+    """(N, 2) corners of the windows without a drawn part."""
+    rows, cols = seen.pixels.shape[:2]
+    places = [(y, x) for y in range(0, rows - side + 1, step) for x in range(0, cols - side + 1, step)]
+    corners = np.array(places, np.int64).reshape(-1, 2)
+    return corners[seen.drawn(corners, side) < EMPTY_BELOW]
+
+
+def _rows(card: Card, fields: Sequence[Field], parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> Rows:
+    """Rows of the scores and drawn parts of each field's tiles."""
     layout = MapLayout.of(card)
-    parts = []
-    for index, field in enumerate(fields):
-        scores = runtime.scores(*field_tiles(card, field))
-        p = tile_probabilities(scores, layout).astype(np.float64)
-        minimum = layout.gate_minimum
-        judged = np.ones(len(p), bool) if minimum is None else p[:, -1] >= minimum
-        parts.append((p[:, : len(layout.names)], judged, np.full(len(p), layout.names.index(field.label)), field))
-        progress(index + 1, len(fields))
-    counts = [len(p) for p, *_ in parts]
-    return Rows(
-        np.concatenate([p for p, *_ in parts]),
-        np.concatenate([judged for _, judged, _, _ in parts]),
-        np.concatenate([true for _, _, true, _ in parts]),
-        np.repeat([str(f.image) for *_, f in parts], counts),
-        np.repeat([f.case for *_, f in parts], counts),
-    )
-
-
-def field_tiles(card: Card, field: Field) -> tuple[np.ndarray, np.ndarray]:
-    """A labelled image as the model sees it: at its µm/px, normalised by its recipe.
-
-    Returns:
-        Pixels (rows, cols, 3) uint8, and (N, 2) corners y, x of the fewest tiles that cover them.
-    """
-    slide = open_slide(field.image, mpp=Mpp(*field.mpp_yx), window=parse_recipe(card.recipe).window)
-    try:
-        lattice = Lattice(slide.info.size_l0, Mpp(*field.mpp_yx), card.input.fixed_mpp, card.output_stride_px)
-        side = card.input.size_px
-        pixels = _at_least(_normalised(card, slide, Box.of(lattice.extent_px), lattice), side)
-        origins = [(y, x) for y in _starts(pixels.shape[0], side) for x in _starts(pixels.shape[1], side)]
-        return pixels, np.array(origins, np.int64)
-    finally:
-        slide.close()
+    found = list(parts)
+    drawn = np.concatenate([d for _, d in found]) if found else np.zeros(0)
+    scores = np.concatenate([s for s, _ in found]) if found else np.zeros((0, card.score_channels), np.float32)
+    p = tile_probabilities(scores, layout).astype(np.float64)
+    gated = layout.gate_minimum is not None
+    gate = p[:, -1] if gated else np.ones(len(p))
+    judged = gate >= layout.gate_minimum if layout.gate_minimum is not None else np.ones(len(p), bool)
+    of_field = np.repeat(np.arange(len(fields)), [len(s) for s, _ in found])
+    return Rows(layout.names, tuple(fields), of_field, p[:, : len(layout.names)], gate, judged, drawn)
 
 
 def _normalised(card: Card, slide: Slide, box: Box, lattice: Lattice) -> np.ndarray:
@@ -124,174 +221,43 @@ def _normalised(card: Card, slide: Slide, box: Box, lattice: Lattice) -> np.ndar
     return normaliser.apply(slide.read(box.grow(normaliser.halo_px), lattice.mpp), box)
 
 
-def _at_least(pixels: np.ndarray, side: int) -> np.ndarray:
-    """A crop smaller than a tile is mirrored: it was cut out of tissue, and white around it would say otherwise."""
-    missing = [max(0, side - n) for n in pixels.shape[:2]]
-    return np.pad(pixels, [*((m // 2, m - m // 2) for m in missing), (0, 0)], mode="symmetric")
+def _of_shape(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask that is a pixel too small or too large, made to fit: sizes are rounded in two ways."""
+    missing = [(0, max(0, want - have)) for want, have in zip(shape, mask.shape, strict=True)]
+    return np.pad(mask, missing, mode="edge")[: shape[0], : shape[1]]
+
+
+def _mirrored(values: np.ndarray, side: int) -> np.ndarray:
+    missing = [max(0, side - n) for n in values.shape[:2]]
+    sides = [(m // 2, m - m // 2) for m in missing] + [(0, 0)] * (values.ndim - 2)
+    return np.pad(values, sides, mode="symmetric")
 
 
 def _starts(extent: int, side: int) -> list[int]:
-    """As few tiles as cover the extent, evenly spread, the first and the last at its edges."""
     count = -(-extent // side)
     return [round(i * (extent - side) / max(1, count - 1)) for i in range(count)]
 
 
 def join(rows: Rows, by: str, rule: str) -> Rows:
-    """One row per image or case, from the tiles that were judged (all of them where none was)."""
-    group = rows.image if by == "image" else rows.case
-    # A case with images of several classes is several rows: each is right or wrong about its own label.
-    key = np.char.add(np.char.add(group.astype(str), "\0"), rows.true.astype(str))
-    any_judged = np.isin(key, np.unique(key[rows.judged]))
-    used = rows.judged | ~any_judged
-    names, score = aggregate(rows.probability[used], key[used], rule)
-    first = np.array([np.flatnonzero(key == name)[0] for name in names])
-    judged = any_judged[first]
-    total = score.sum(axis=1, keepdims=True)
-    return Rows(score / np.where(total > 0, total, 1), judged, rows.true[first], rows.image[first], rows.case[first])
+    """One row per image, slide or case and label, from the rows that were judged (all of them where none was).
 
-
-def report(rows: Rows, classes: Sequence[str], rule: str = "average", below: float = 0.0) -> dict[str, Any]:
-    """Figures by tile, image and case, as JSON.
-
-    Where the model gives no answer (uncertain, no epithelium) it is wrong; ``balanced_accuracy_likeliest`` is what it
-    would be if its likeliest class were taken there too.
+    A case with images of several classes is several rows: each is right or wrong about its own label.
 
     Args:
-        rows: Tiles.
-        classes: The model's asserted classes.
-        rule: How tiles are joined (:data:`wsiengine.evaluate.RULES`).
-        below: A best class below this counts as no answer.
+        rows: What is joined.
+        by: ``image``, ``slide`` or ``case``.
+        rule: One of :data:`wsiengine.evaluate.RULES`.
     """
-    levels = {"tile": rows, "image": join(rows, "image", rule), "case": join(rows, "case", rule)}
-    return {"classes": list(classes), "rule": rule} | {
-        name: _figures(part, classes, below) for name, part in levels.items()
-    }
-
-
-def _figures(rows: Rows, classes: Sequence[str], below: float) -> dict[str, Any]:
-    best = rows.probability.argmax(axis=1)
-    answered = rows.judged & (rows.probability.max(axis=1) >= below)
-    predicted = np.where(answered, best, len(classes))
-    counts = confusion(rows.true, predicted, len(classes))
-
-    def figure(picked: np.ndarray) -> float:
-        return balanced_accuracy(confusion(rows.true[picked], predicted[picked], len(classes)))
-
-    interval = case_bootstrap(figure, rows.case, rows.true)
-    per_class = class_figures(counts)
-    positive = [rows.true == k for k in range(len(classes))]
-    ranking = [
-        (auroc(p, rows.probability[:, k]), average_precision(p, rows.probability[:, k])) for k, p in enumerate(positive)
-    ]
-    calibration = reliability(rows.true, rows.probability)
-    return {
-        "n": len(rows.true),
-        "cases": interval.cases,
-        "balanced_accuracy": {
-            "low": _number(interval.low),
-            "value": _number(interval.value),
-            "high": _number(interval.high),
-        },
-        "accuracy": _number(float((predicted == rows.true).mean())),
-        "balanced_accuracy_likeliest": _number(balanced_accuracy(confusion(rows.true, best, len(classes)))),
-        "no_answer": _number(float((predicted == len(classes)).mean())),
-        "confusion": counts.tolist(),
-        "per_class": {
-            name: {
-                "n": int(positive[k].sum()),
-                **{
-                    f: _number(float(getattr(per_class, f)[k]))
-                    for f in ("precision", "recall", "specificity", "npv", "f1")
-                },
-                "auroc": _number(ranking[k][0]),
-                "average_precision": _number(ranking[k][1]),
-            }
-            for k, name in enumerate(classes)
-        },
-        "macro_auroc": _number(_mean([a for a, _ in ranking])),
-        "mean_average_precision": _number(_mean([ap for _, ap in ranking])),
-        "calibration_error": _number(calibration.error),
-        "reliability": {
-            "claimed": [_number(v) for v in calibration.claimed.tolist()],
-            "found": [_number(v) for v in calibration.found.tolist()],
-            "count": calibration.count.tolist(),
-        },
-    }
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else float("nan")
-
-
-def _number(value: float) -> float | None:
-    """Rounded; None (JSON has no NaN) where undefined."""
-    return round(value, 4) if np.isfinite(value) else None
-
-
-def table_lines(found: Mapping[str, Any]) -> list[str]:
-    """The report as lines of text."""
-    lines = []
-    for level in LEVELS:
-        part = found[level]
-        balanced = part["balanced_accuracy"]
-        rows = "labels" if level == "case" else f"{level}s"  # a case with images of two classes has two
-        lines.append(
-            f"{level:<6} balanced accuracy {_words(balanced['value'])} (95 % from {_words(balanced['low'])} to "
-            f"{_words(balanced['high'])}) · {part['n']:,} {rows} of {part['cases']:,} cases · "
-            f"no answer {100 * part['no_answer']:.1f} %, counted as wrong (with the likeliest class instead: "
-            f"{_words(part['balanced_accuracy_likeliest'])}) · ECE {_words(part['calibration_error'])} · "
-            f"mAP {_words(part['mean_average_precision'])}"
-        )
-        lines.append(f"       {'class':<24}{'n':>6}  recall  precision  specificity  NPV    F1     AUROC  AP")
-        for name, figures in part["per_class"].items():
-            lines.append(
-                f"       {name:<24}{figures['n']:>6}  {_words(figures['recall']):<8}{_words(figures['precision']):<11}"
-                f"{_words(figures['specificity']):<13}{_words(figures['npv']):<7}{_words(figures['f1']):<7}"
-                f"{_words(figures['auroc']):<7}{_words(figures['average_precision'])}"
-            )
-    return lines
-
-
-def _words(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def draw(found: Mapping[str, Any], path: Path, level: str = "image") -> None:
-    """A picture: confusion matrix (rows: truth) and reliability of one level."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    part, classes = found[level], found["classes"]
-    font, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    side, left, top = 96, 230, 110
-    columns = [*classes, "no answer"]
-    plot = 360
-    width = left + side * len(columns) + 90 + plot + 40
-    height = max(top + side * len(classes) + 60, top + plot + 60)
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
-    pen.text((20, 16), f"By {level}: rows are the truth, columns the answer", "black", font)
-    for k, name in enumerate(columns):
-        pen.text((left + side * k + 4, top - 40 + 18 * (k % 2)), name[:18], "black", small)
-    for y, counts in enumerate(part["confusion"]):
-        pen.text((20, top + side * y + side // 2 - 10), classes[y][:24], "black", small)
-        for x, count in enumerate(counts):
-            share = count / max(1, sum(counts))
-            shade = tuple(round(255 - share * (255 - c)) for c in (0, 114, 178))
-            box = (left + side * x, top + side * y, left + side * (x + 1) - 3, top + side * (y + 1) - 3)
-            pen.rectangle(box, shade)
-            pen.text((box[0] + 10, box[1] + 28), f"{count}", "white" if share > 0.5 else "black", font)
-            pen.text((box[0] + 10, box[1] + 54), f"{100 * share:.0f} %", "white" if share > 0.5 else "black", small)
-    x0 = left + side * len(columns) + 70
-    pen.text((x0, 16), "Reliability: claimed (across) against found (up)", "black", small)
-    pen.rectangle((x0, top, x0 + plot, top + plot), outline="black")
-    pen.line((x0, top + plot, x0 + plot, top), "grey")
-    bins = part["reliability"]
-    most = max(1, *bins["count"])
-    for claimed, found_share, count in zip(bins["claimed"], bins["found"], bins["count"], strict=True):
-        if count:
-            radius = 4 + round(10 * (count / most) ** 0.5)
-            x, y = x0 + claimed * plot, top + plot - found_share * plot
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), (0, 114, 178))
-    pen.text((x0, top + plot + 10), f"calibration error {_words(part['calibration_error'])}", "black", small)
-    picture.save(path)
+    key = rows.codes("source", by, "label")
+    count = int(key.max(initial=-1)) + 1
+    any_judged = np.bincount(key[rows.judged], minlength=count) > 0
+    used = rows.judged | ~any_judged[key]
+    names, score = aggregate(rows.probability[used], key[used], rule, rows.gate[used])
+    total = score.sum(axis=1, keepdims=True)
+    tiles = np.bincount(key, minlength=count)[names]
+    gate, drawn = (np.bincount(key, values, minlength=count)[names] / tiles for values in (rows.gate, rows.drawn))
+    first = np.unique(key, return_index=True)[1]
+    probability = score / np.where(total > 0, total, 1)
+    return replace(
+        rows, field=rows.field[first], probability=probability, gate=gate, judged=any_judged[names], drawn=drawn
+    )

@@ -30,6 +30,8 @@ from wsiengine.geometry import Mpp
 from wsiengine.job import score_block
 from wsiengine.journal import Recovered
 from wsiengine.models.card import Card
+from wsiengine.models.registry import load_model
+from wsiengine.normalise import parse_recipe
 from wsiengine.preparing import Request, identify, prepare
 from wsiengine.slides import open_slide
 from wsiengine.tasks.detect import DetectLayout, boxes_l0
@@ -68,10 +70,17 @@ def find_in_image(row: Annotated, model: str, **options: Any) -> Found:
     Raises:
         WsiError: Image or model cannot be used.
     """
-    with openable(row.image) as file:
-        slide = open_slide(file, mpp=Mpp(*row.mpp_yx) if row.mpp_yx else None)
+    card = load_model(model)
+    with openable(row.image, deep=card.input.deep) as file:
+        tissue = card.tissue or "none"  # annotated fields are taken whole, unless the card says otherwise
+        slide = open_slide(
+            file,
+            mpp=Mpp(*row.mpp_yx) if row.mpp_yx else None,
+            window=parse_recipe(card.recipe).window,
+            deep=card.input.deep,
+        )
         try:
-            plan = prepare(identify(Request(slide=slide, model=model, **{"tissue": "none", **options}))).plan
+            plan = prepare(identify(Request(slide=slide, model=model, **{"tissue": tissue, **options}))).plan
             if plan.job is None or not isinstance(plan.layout, DetectLayout):
                 raise ValueError("a plan without a detector's job")
             gathered = plan.task.gather(plan, Recovered({}, {}, ()))

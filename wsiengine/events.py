@@ -29,6 +29,38 @@ def silent(event: Event) -> None:
     """A listener that ignores everything."""
 
 
+class InTurn:
+    """Events of several slides, handed on as if they ran one after the other. Thread-safe.
+
+    Args:
+        listener: Gets the events of the slide whose turn it is; those of later ones wait, of their progress the latest.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._lock = threading.RLock()
+        self._turn = 0
+        self._waiting: dict[int, list[Event]] = defaultdict(list)
+
+    def __call__(self, number: int, event: Event) -> None:
+        """Take an event of slide ``number``, counted from 0."""
+        with self._lock:
+            if number == self._turn:
+                self._listener(event)
+                return
+            waiting = self._waiting[number]
+            if event.kind == "progress":
+                waiting[:] = [earlier for earlier in waiting if earlier.kind != "progress"]
+            waiting.append(event)
+
+    def next(self) -> None:
+        """The slide whose turn it was has ended."""
+        with self._lock:
+            self._turn += 1
+            for event in self._waiting.pop(self._turn, []):
+                self._listener(event)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """What a thread (``lane``) did from ``start_s`` to ``stop_s``, counted from the start of the run."""

@@ -28,7 +28,7 @@ class Finish:
         tolerance_um: How far a simplified boundary may lie from the cells' edges; None = half a cell.
         min_area_um2: Regions smaller than this are left out.
         tiles: Also write each tile as a QuPath ``tile`` object.
-        classes: Of a detector's objects only these; None for all.
+        classes: Of a detector's or segmenter's objects only these; None for all.
     """
 
     threshold: float
@@ -71,7 +71,7 @@ def refuse_unfit(finish: Finish, task: str, layout: MapLayout) -> None:
         return
     names = [name for name, _ in getattr(layout, "object_classes", ())]
     if not names:
-        raise PlanError("Only a detector's objects can be chosen by class.", hint="leave --classes out.")
+        raise PlanError("Only a detector's or segmenter's objects can be chosen by class.", hint="leave --classes out.")
     unknown = [name for name in finish.classes if name not in names]
     if unknown:
         raise PlanError(f"The model knows no class {', '.join(unknown)}.", hint=f"its classes are {', '.join(names)}.")
@@ -98,7 +98,7 @@ def class_regions(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annot
     """Regions of each class of a map as annotations in level-0 pixels."""
     lattice = truth.grid.lattice
     cell_um = lattice.mpp.mean * lattice.cell_px
-    labels = label(coded, truth.layout, finish.threshold, finish.smoothing_um / cell_um)
+    labels = label(coded, truth.layout, finish.threshold, finish.smoothing_um / cell_um, truth.scratch)
     colours = truth.layout.label_colours
     options = AnnotateOptions(
         fingerprint=truth.fingerprint,
@@ -108,6 +108,7 @@ def class_regions(truth: Truth, coded: np.ndarray, finish: Finish) -> list[Annot
         clip_l0=shapely.from_wkt(truth.region_wkt) if truth.region_wkt else None,
         channel_names=truth.layout.channels,
         tile_count=truth.tile_counts(),
+        scratch=truth.scratch,
     )
     return annotate(labels, coded, lattice, list(zip(truth.layout.labels, colours, strict=True)), options)
 

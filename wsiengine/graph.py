@@ -4,14 +4,15 @@ The leaves are blocks (:func:`wsiengine.job.score_block`). :func:`run_blocks` co
 at a time as there are workers, and hands every finished block to the caller at once; :func:`map_array` hangs the
 probability map on the same leaves; :func:`pixel_array` is a slide's pixels.
 
-Threads pull the next block themselves: given many independent tasks, Dask's threaded scheduler picks them in the
-order of their names, not of the slide, and one window after another leaves threads idle at the end of each.
+Threads pull the next block themselves (:mod:`wsiengine.workers`): given many independent tasks, Dask's threaded
+scheduler picks them in the order of their names, not of the slide, and one window after another leaves threads idle at
+the end of each.
 """
 
 import itertools
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -24,6 +25,7 @@ from wsiengine.slides.base import Slide
 from wsiengine.slides.reading import require_mpp
 from wsiengine.tasks.base import Result, Task
 from wsiengine.tasks.classify import MapLayout
+from wsiengine.workers import Scoring, Workers, nothing_told
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -46,58 +48,41 @@ def run_blocks(
     *,
     threads: int,
     client: "Client | None" = None,
+    workers: Workers | None = None,
+    spent: Callable[[Mapping[str, float]], None] = nothing_told,
 ) -> None:
-    """Score blocks and call ``done`` with each as soon as it is finished (from several threads).
+    """Score blocks and call ``done`` with each, in this thread, as soon as it is finished.
 
     Args:
         job: What the workers need.
         blocks: Blocks in row-major order.
         done: Takes a finished block (:class:`wsiengine.tasks.base.Result`); what it raises stops the run.
-        threads: Worker threads where no client is given.
+        threads: Worker threads where neither a client nor workers are given.
         client: A ``distributed.Client``; its workers score, this process records.
+        workers: Threads shared with other slides.
+        spent: Told what each block took by stage, by the thread that scored it.
     """
     if client is not None:
-        _run_on_cluster(job, blocks, done, client)
+        _run_on_cluster(job, blocks, done, spent, client)
         return
-    waiting = _Shared(blocks)
-
-    def work() -> None:
-        with job.runtime.working():
-            for block in waiting:
-                tasks = score_tasks(job, [block], "score")
-                dask.get({**tasks, "done": (done, *tasks)}, "done")
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="wsiengine") as pool:
-        workers = [pool.submit(work) for _ in range(threads)]
-        try:
-            for worker in wait(workers, return_when=FIRST_EXCEPTION).done:
-                worker.result()
-        finally:
-            waiting.stop()  # whatever ends the run (an error, Ctrl-C), no further block is begun
+    scoring = Scoring(partial(_score, job), iter(blocks), job.runtime.working, spent)
+    with Workers(threads) if workers is None else nullcontext(workers) as pool:
+        pool.run(scoring, done)
 
 
-class _Shared:
-    """Blocks handed out in order, each to one thread."""
-
-    def __init__(self, blocks: Iterable[Block]) -> None:
-        self._blocks = iter(blocks)
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def __iter__(self) -> "_Shared":
-        return self
-
-    def __next__(self) -> Block:
-        with self._lock:
-            if self._stopped:
-                raise StopIteration
-            return next(self._blocks)
-
-    def stop(self) -> None:
-        self._stopped = True
+def _score(job: Job, block: Block) -> Any:
+    """A block by its own graph of one leaf."""
+    tasks = score_tasks(job, [block], "score")
+    return dask.get(tasks, next(iter(tasks)))
 
 
-def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[Any], None], client: "Client") -> None:
+def _run_on_cluster(
+    job: Job,
+    blocks: Iterable[Block],
+    done: Callable[[Any], None],
+    spent: Callable[[Mapping[str, float]], None],
+    client: "Client",
+) -> None:
     from distributed import as_completed
 
     ahead = _AHEAD * max(1, sum(client.nthreads().values()))
@@ -108,7 +93,9 @@ def _run_on_cluster(job: Job, blocks: Iterable[Block], done: Callable[[Any], Non
     )
     try:
         for future in running:
-            done(future.result())
+            result = future.result()
+            spent(result.seconds)
+            done(result)
             future.release()
             for block in itertools.islice(waiting, 1):
                 running.add(client.submit(score_block, shared, block, pure=False))

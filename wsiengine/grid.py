@@ -13,6 +13,7 @@ import numpy as np
 
 from wsiengine.errors import PlanError
 from wsiengine.geometry import Box, Lattice
+from wsiengine.scratch import IN_MEMORY, Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +115,13 @@ class TileGrid:
         by_row = np.logical_or.reduceat(analysed, self.rows.owned_starts(), axis=0)
         return np.logical_or.reduceat(by_row, self.cols.owned_starts(), axis=1)
 
-    def covered_by(self, wanted: np.ndarray) -> np.ndarray:
-        """(rows, cols) bool: cells under at least one tile of ``wanted`` (tile rows, tile cols) bool."""
-        counts = np.zeros((self.rows.extent + 1, self.cols.extent + 1), np.int32)
-        i, j = np.nonzero(wanted)
-        y0, x0 = i * self.rows.stride, j * self.cols.stride
-        y1, x1 = (np.minimum(y0 + self.rows.tile, self.rows.extent), np.minimum(x0 + self.cols.tile, self.cols.extent))
-        for y, x, sign in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
-            np.add.at(counts, (y, x), sign)
-        np.cumsum(counts, axis=0, out=counts)
-        np.cumsum(counts, axis=1, out=counts)
-        return counts[:-1, :-1] > 0
+    def covered_by(self, wanted: np.ndarray, scratch: Scratch = IN_MEMORY) -> np.ndarray:
+        """(rows, cols) bool from ``scratch``: cells under a tile of ``wanted`` (tile rows, tile cols) bool."""
+
+        def strip(rows: slice) -> np.ndarray:
+            return _spread(_spread(wanted, self.rows, rows).T, self.cols, slice(0, self.cols.extent)).T
+
+        return scratch.by_strips((self.rows.extent, self.cols.extent), bool, strip)
 
     def centres_l0(self) -> tuple[np.ndarray, np.ndarray]:
         """Tile centres in level-0 pixels: y (tile rows,), x (tile cols,), float64."""
@@ -144,6 +141,17 @@ class TileGrid:
         i0, i1 = self.rows.covering(cells.y0, cells.y1)
         j0, j1 = self.cols.covering(cells.x0, cells.x1)
         return Box(i0, j0, i1, j1)
+
+
+def _spread(wanted: np.ndarray, axis: Axis, cells: slice) -> np.ndarray:
+    """(cells, …) bool: whether any of the tiles over a cell, which are entries of ``wanted`` (tiles, …), is wanted."""
+    cell = np.arange(cells.start, cells.stop)
+    found = np.zeros((len(cell), *wanted.shape[1:]), bool)
+    for back in range(axis.depth):
+        tile = cell // axis.stride - back
+        over = (tile >= 0) & (tile < axis.count) & (tile * axis.stride + axis.tile > cell)
+        found[over] |= wanted[tile[over]]
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,10 +15,11 @@ from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summarise, write_annotations
 from wsiengine.grid import blocks_of, tapered
 from wsiengine.journal import Journal, Recovered, in_words
-from wsiengine.meanwhile import Meanwhile, give_back_memory
+from wsiengine.meanwhile import Meanwhile, give_back_memory, keep_large_pieces_apart
 from wsiengine.models.card import Card
 from wsiengine.naming import default_folder
 from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
+from wsiengine.place import Place
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
 from wsiengine.profile import Profile, draw_profile
@@ -60,9 +61,10 @@ def infer(
     listener: Listener = silent,
     outputs: Outputs | None = None,
     profile: bool = False,
+    place: Place | None = None,
     **options: Any,
 ) -> Result:
-    """Run a model over a slide.
+    """Run a model over a slide. Several take less time together: :func:`wsiengine.infer_many`.
 
     Finished blocks are kept on disk: the same call after an interruption goes on where it stopped, and after
     completion returns the finished result at once.
@@ -76,6 +78,7 @@ def infer(
         listener: Called with an :class:`~wsiengine.events.Event` at every step.
         outputs: Smoothing, simplification and extra files.
         profile: Also write ``profile.png``, a timeline of the run, and tell an event of where its time went.
+        place: Among the other slides of the same call; for :func:`wsiengine.infer_many`.
         **options: Fields of :class:`wsiengine.preparing.Request` (``overlap``, ``region``, ``tissue``, ``mpp``, …).
 
     Returns:
@@ -105,7 +108,7 @@ def infer(
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
         else:
             try:
-                _run(subject, (space, outputs or Outputs()), client, listener, watch)
+                _run(subject, (space, outputs or Outputs()), (client, place or Place()), listener, watch)
             except DeviceMemoryError as error:
                 smaller = subject.runtime.batch_size // 2
                 if not smaller:
@@ -115,7 +118,7 @@ def infer(
                 again = options | {"batch_size": smaller}
     if again is not None:
         how: dict[str, Any] = {"client": client, "listener": listener, "outputs": outputs, "profile": profile}
-        return infer(slide, model, folder, **how, **again)
+        return infer(slide, model, folder, **how, place=place, **again)
     result = Result(folder)
     listener(Event("result", {"folder": str(folder), "summary": result.summary, "files": result.files}))
     return result
@@ -133,17 +136,18 @@ def _settings(subject: Subject, outputs: Outputs | None) -> dict[str, Any]:
 def _run(
     subject: Subject,
     where: tuple[Workspace, Outputs],
-    client: "Client | None",
+    who: tuple["Client | None", Place],
     listener: Listener,
     watch: Stopwatch,
 ) -> None:
     """What is left of a run, from its journal to its published results."""
-    space, _ = where
+    (space, _), (_, place) = where, who
+    keep_large_pieces_apart()
     journal, recovered = space.journal()
     with journal:
         _foretell(subject, recovered, listener)
         try:
-            prepared = prepare(subject, recovered.blobs)
+            prepared = place.prepare(subject, lambda subject: prepare(subject, recovered.blobs, space.scratch()))
         except PlanError:
             if not recovered.begun:
                 space.forget()  # a refused plan leaves nothing behind
@@ -154,16 +158,21 @@ def _run(
         give_back_memory()
         listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
         with Meanwhile(subject.slide) as meanwhile:
-            gathered = _score(prepared.plan, (journal, recovered), client, listener, watch, meanwhile.begin)
+
+            def begun() -> None:
+                meanwhile.begin()
+                place.begun.set()
+
+            gathered = _score(prepared.plan, (journal, recovered), who, listener, watch, begun)
             with watch.stage("picture (wait)"):
                 picture = meanwhile.picture()
-    give_back_memory()
     if subject.slide.fingerprint() != subject.fingerprint:
         space.forget()  # nobody can say which of the blocks are of which slide
         raise UnreadableSlide(
             "The slide was changed while it was read; what was found is thrown away.",
             hint="wait until it is copied or scanned completely, then run the same command again.",
         )
+    give_back_memory()
     with in_words(space.folder):
         _finish((subject, prepared), (gathered, picture), where, listener, watch)
 
@@ -179,7 +188,7 @@ def _foretell(subject: Subject, recovered: Recovered, listener: Listener) -> Non
 def _score(
     plan: Plan,
     past: tuple[Journal, Recovered],
-    client: "Client | None",
+    who: tuple["Client | None", Place],
     listener: Listener,
     watch: Stopwatch,
     begun: Callable[[], None],
@@ -191,7 +200,7 @@ def _score(
     with watch.stage("import dask"):
         from wsiengine.graph import run_blocks
 
-    journal, recovered = past
+    (journal, recovered), (client, place) = past, who
     gathered = plan.task.gather(plan, recovered)
     work = plan.work[1]
     left = work & ~gathered.ran
@@ -207,24 +216,20 @@ def _score(
 
     def record(block: Any) -> None:
         nonlocal done
-        watch.add(block.seconds)
         with watch.stage("journal"):
             plan.task.record(journal, block)
         begun()
-        with count_lock:
-            gathered.add(block)
-            done += int(np.count_nonzero(left[block.tiles.slices]))
-            listener(Event("progress", so_far()))
+        gathered.add(block)
+        done += int(np.count_nonzero(left[block.tiles.slices]))
+        listener(Event("progress", so_far()))
 
     if left.any() and plan.job is not None:
-        import threading
-
-        count_lock = threading.Lock()
         with watch.stage("run (wall)"):
             blocks, threads = blocks_of(left, plan.block_tiles), plan.options.worker_threads
             if plan.card.task == "classify" and plan.options.mode == "tiles":  # whose blocks may be cut anyhow
                 blocks = tapered(blocks, 2 * threads)
-            run_blocks(plan.job, blocks, record, threads=threads, client=client)
+            where: dict[str, Any] = {"threads": threads, "client": client, "workers": place.workers}
+            run_blocks(plan.job, blocks, record, **where, spent=watch.add)
     return gathered
 
 
@@ -257,11 +262,13 @@ def _finish(
             (truth.arrays, plan.analysed),
             described,
             _store_facts(truth, subject, finish),
+            plan.scratch,
         )
     with watch.stage("annotations"):
         annotations = make_annotations(truth, coded, finish)
         summary = summarise(truth, annotations) | _unreadable(plan, truth.ran, listener)
         write_annotations(truth, annotations, finish, draft)
+    give_back_memory()
     with watch.stage("overlay"):
         title = f"{subject.card.name} {subject.card.version}"
         if "unreadable_tiles" in summary:
@@ -357,7 +364,7 @@ def run_facts(
             "tiles": plan.tile_count,
             "tile_px": plan.grid.tile_px,
             "stride_px": plan.grid.stride_px,
-            "overlap_asked": subject.request.overlap,
+            "overlap_asked": subject.request.overlap_asked,
             "overlap_used": round(plan.grid.overlap, 6),
             "working_mpp": {"y": plan.lattice.mpp.y, "x": plan.lattice.mpp.x},
             "cell_px": plan.lattice.cell_px,
@@ -378,6 +385,7 @@ def run_facts(
             "blocks": plan.block_count,
             "block_tiles": plan.block_tiles,
             "peak_bytes_planned": plan.peak_bytes,
+            "scratch_bytes_planned": plan.scratch_bytes,
             "runtime": subject.runtime.chosen,
         },
     }

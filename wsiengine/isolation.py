@@ -1,9 +1,9 @@
-"""Many slides in a process of their own: a reader that crashes or hangs costs the one slide that it was reading.
+"""Slides in a process of their own: a reader that crashes or hangs costs the one slide that it was reading.
 
-Libraries that decode slides are written in C, and some file will end one of them. The command then lives on: it has
-only looked on while a child process ran slide after slide, and starts another child for the rest. Blocks that were
-finished are in the slide's journal as after any other kill. A child costs nothing but its start: the command itself
-has loaded none of the libraries.
+Libraries that decode slides are written in C, and some file will end one of them. The command then lives on to say so:
+it has only looked on while a child process ran slide after slide, and starts another child for the rest. Blocks that
+were finished are in the slide's journal as after any other kill. A child costs nothing but its start: the command
+itself has loaded none of the libraries.
 
 A slide is blamed for the end of its process only when that happens again in a process where it is alone: the one
 before may have been reading ahead, or the machine may have been short of memory.
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from wsiengine.stopping import EXIT_CODE, stopping_soon
 
 _LISTENER_GONE = 141  # of the child: its standard output was closed
 _BLAME_AFTER = 2  # processes that a slide may end
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,8 @@ def run_isolated(
         suspects = [k for k in child.begun if k not in outcomes] or [k for k in now if k not in outcomes][:1]
         for k in suspects if child.reason else []:
             ends[k] = ends.get(k, 0) + 1
-            if child.hung or ends[k] >= _BLAME_AFTER:
-                hint = "the file is damaged in a way that its reader does not survive: run it alone, or leave it out."
-                outcomes[k] = failed(slides[k], UnreadableSlide(child.reason, hint=hint))
+            if (child.hung and len(suspects) == 1) or ends[k] >= _BLAME_AFTER:
+                outcomes[k] = failed(slides[k], UnreadableSlide(child.reason, hint=child.hint))
             else:
                 note(slides[k], f"{child.reason} It is tried again.")
         left = [k for k in left if k not in outcomes]
@@ -107,10 +107,11 @@ class _Child:
         self.hung = False
         self.code = 0
         self._patience_s = task.patience_s
+        self._paused = False
         self._reports, report = os.pipe()
         command = [sys.executable, "-m", "wsiengine.isolation", str(report)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        # Its own session: Ctrl-C comes to the command, which hands it on. Standard input is its life-line.
+        # Its own session: Ctrl-C and Ctrl-Z come to the command, which hands them on. Standard input is its life-line.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, pass_fds=[report], env=environment, start_new_session=True
         )
@@ -130,16 +131,26 @@ class _Child:
             return f"The process that read the slide ended by {name}."
         return f"The process that read the slide ended with code {self.code}." if self.code else ""
 
+    @property
+    def hint(self) -> str:
+        """What to try, where it ended so again."""
+        if self.hung:
+            return "look whether the slide's disk answers, wait longer with --patience, or leave the slide out."
+        if self.code == -signal.SIGKILL:
+            return "systems end a process so where memory runs out: set --memory-limit, or close other programs."
+        return "the file is damaged in a way that its reader does not survive: convert it anew, or leave it out."
+
     def watch(self) -> dict[int, Any]:
         """Outcomes of the slides that it finished."""
         outcomes: dict[int, Any] = {}
         try:
-            for report in self._read():
-                if "begun" in report:
-                    self.begun.append(report["begun"])
-                elif "ended" in report:
-                    outcomes[report["ended"]] = report["outcome"]
-            self.code = self._process.wait()
+            with self._pausing():
+                for report in self._read():
+                    if "begun" in report:
+                        self.begun.append(report["begun"])
+                    elif "ended" in report:
+                        outcomes[report["ended"]] = report["outcome"]
+                self.code = self._process.wait()
         except BaseException:  # Ctrl-C: the child stops in order, as the command would
             self._stop()
             raise
@@ -157,6 +168,9 @@ class _Child:
             ready.register(self._reports, selectors.EVENT_READ)
             while True:
                 if not ready.select(self._patience_s):
+                    if self._paused:  # both of us were
+                        self._paused = False
+                        continue
                     self.hung = True
                     self._process.kill()
                     return
@@ -166,9 +180,28 @@ class _Child:
                 *lines, kept = (kept + data).split(b"\n")
                 yield from map(json.loads, lines)
 
+    @contextmanager
+    def _pausing(self) -> Iterator[None]:
+        """While it lasts, Ctrl-Z stops the child, then the command; going on, both go on."""
+
+        def pause(signum: int, frame: Any) -> None:
+            self._paused = True
+            self._process.send_signal(signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)  # comes back when the shell lets the command go on
+            self._process.send_signal(signal.SIGCONT)
+
+        if signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
+            yield
+            return
+        signal.signal(signal.SIGTSTP, pause)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
     def _stop(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
+        with suppress(ProcessLookupError):  # SIGTERM: while it is still starting, SIGINT would be a traceback
+            self._process.terminate()
         try:
             self._process.wait(1.2)
         except subprocess.TimeoutExpired:
@@ -205,6 +238,7 @@ class _Reports:
 
 
 def _main(descriptor: int) -> int:
+    _end_with_the_command()
     slides, task = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_live_with_the_command, daemon=True).start()
     try:
@@ -218,8 +252,16 @@ def _main(descriptor: int) -> int:
     return 0
 
 
+def _end_with_the_command() -> None:
+    """Have the system end this process with the one that started it, even while a library holds the interpreter."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _live_with_the_command() -> None:
-    """End with the process that started this one, however that ends."""
+    """The same on any system, where the interpreter is free to look."""
     while os.read(0, 1):
         pass
     os._exit(EXIT_CODE)

@@ -21,7 +21,7 @@ from wsiengine.grid import Block, TileGrid
 from wsiengine.models.parts import PER_TILE
 from wsiengine.models.runtime import Runtime
 from wsiengine.normalise import Normaliser
-from wsiengine.slides.base import Slide
+from wsiengine.slides.base import Slide, read_deep
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Result, Task, View
@@ -135,7 +135,7 @@ def _normalised_view(job: Job, block: Block, box: Box) -> tuple[View, float, flo
     halo = job.normaliser.halo_px
     pixels, bad = _read(job, box.grow(halo) if halo else box)
     read = time.perf_counter()
-    pixels = job.normaliser.apply(pixels, box)
+    pixels = pixels if job.runtime.card.input.deep else job.normaliser.apply(pixels, box)
     normalised = time.perf_counter()
     corners = block.origins_px(job.grid) - (box.y0, box.x0)
     touched = None if bad is None else _touched(job, bad, corners + halo)
@@ -146,6 +146,8 @@ def _normalised_view(job: Job, block: Block, box: Box) -> tuple[View, float, flo
 
 def _read(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels, and where a slide that is read in spite of damage could not be decoded."""
+    if job.runtime.card.input.deep:
+        return read_deep(job.slide, box, job.grid.lattice.mpp), None
     if isinstance(job.slide, TolerantSlide):
         return job.slide.read_marked(box, job.grid.lattice.mpp)
     return job.slide.read(box, job.grid.lattice.mpp), None

@@ -17,7 +17,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,12 +43,35 @@ class Recovered:
     header: Mapping[str, Any]
     blobs: Mapping[str, bytes]
     tiles: tuple[tuple[Box, np.ndarray], ...]
-    blocks: tuple[tuple[Box, np.ndarray, bytes], ...] = ()
+    blocks: Collection[tuple[Box, np.ndarray, bytes]] = ()
 
     @property
     def begun(self) -> bool:
         """Whether any block was finished."""
         return bool(self.tiles or self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlocks(Collection[tuple[Box, np.ndarray, bytes]]):
+    """Blocks of a journal, each read when it is its turn: together they may be as large as a map.
+
+    ``places``: where each payload begins in the file, and its length.
+    """
+
+    path: Path
+    places: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[tuple[Box, np.ndarray, bytes]]:
+        with in_words(self.path), self.path.open("rb") as file:
+            for start, length in self.places:
+                file.seek(start)
+                yield _block(file.read(length))
+
+    def __contains__(self, block: object) -> bool:
+        return any(block is own for own in self)
 
 
 class Journal:
@@ -181,11 +204,9 @@ def _read(path: Path) -> tuple[Recovered, int]:
     header: Mapping[str, Any] | None = None
     blobs: dict[str, bytes] = {}
     tiles: list[tuple[Box, np.ndarray]] = []
-    blocks: list[tuple[Box, np.ndarray, bytes]] = []
+    blocks: list[tuple[int, int]] = []
     end = len(_MAGIC)
-    with in_words(path):
-        data = path.read_bytes()
-    for kind, payload, end in _records(data):  # noqa: B007  (end is where the last whole record stops)
+    for kind, payload, end in _records(path):
         if kind == b"HEAD":
             header = json.loads(payload)
         elif kind == b"BLOB":
@@ -196,13 +217,13 @@ def _read(path: Path) -> tuple[Recovered, int]:
             values = np.frombuffer(payload, "<f4", offset=_TILES.size).reshape(y1 - y0, x1 - x0, channels)
             tiles.append((Box(y0, x0, y1, x1), values))
         elif kind == b"BLCK":
-            blocks.append(_block(payload))
+            blocks.append((end - len(payload), len(payload)))
     if header is None:
         raise OutputError(
             f"{path} is not a journal of an unfinished run, or its beginning is damaged.",
             hint="--overwrite starts the run anew.",
         )
-    return Recovered(header, blobs, tuple(tiles), tuple(blocks)), end
+    return Recovered(header, blobs, tuple(tiles), StoredBlocks(path, tuple(blocks))), end
 
 
 def _block(payload: bytes) -> tuple[Box, np.ndarray, bytes]:
@@ -212,19 +233,21 @@ def _block(payload: bytes) -> tuple[Box, np.ndarray, bytes]:
     return box, np.unpackbits(bits, count=box.area).astype(bool).reshape(box.shape), payload[start:]
 
 
-def _records(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+def _records(path: Path) -> Iterator[tuple[bytes, bytes, int]]:
     """Whole records in order, each with the offset at which it ends; stops at the first that is not whole."""
-    position = len(_MAGIC) if data.startswith(_MAGIC) else len(data)
-    while position + _HEAD.size <= len(data):
-        kind, payload_crc, length_crc, length = _HEAD.unpack_from(data, position)
-        start = position + _HEAD.size
-        if zlib.crc32(kind + length.to_bytes(8, "little")) != length_crc or start + length > len(data):
+    with in_words(path), path.open("rb") as file:
+        size, position = os.fstat(file.fileno()).st_size, len(_MAGIC)
+        if file.read(position) != _MAGIC:
             return
-        payload = data[start : start + length]
-        if zlib.crc32(payload) != payload_crc:
-            return
-        position = start + length
-        yield kind, payload, position
+        while position + _HEAD.size <= size:
+            kind, payload_crc, length_crc, length = _HEAD.unpack(file.read(_HEAD.size))
+            position += _HEAD.size + length
+            if zlib.crc32(kind + length.to_bytes(8, "little")) != length_crc or position > size:
+                return
+            payload = file.read(length)
+            if zlib.crc32(payload) != payload_crc:
+                return
+            yield kind, payload, position
 
 
 class FolderLock:

@@ -50,10 +50,28 @@ class Meanwhile:
         self._begun.wait()
         if self._over.is_set():
             raise CancelledError
-        import wsiengine.store  # noqa: F401  (slow to import)
+        import scipy.ndimage  # noqa: F401  (slow to import)
+
+        import wsiengine.store  # noqa: F401
         from wsiengine.report import thumbnail
 
         return thumbnail(self._slide, over=self._over.is_set)
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's numbers of them
+_APART_BYTES, _KEPT_BYTES = 4 << 20, 16 << 20
+
+
+def keep_large_pieces_apart() -> None:
+    """Have the C library give pieces from 4 MB on back to the system at once, and keep 16 MB of others per thread.
+
+    By itself it takes pieces of up to 32 MB, the pixels of blocks, from what it keeps, and keeps up to 64 MB at the
+    end of each thread's part, which no trimming reaches once the thread has ended.
+    """
+    mallopt = getattr(CDLL(None), "mallopt", None)  # glibc alone knows these numbers
+    if mallopt is not None and hasattr(CDLL(None), "gnu_get_libc_version"):
+        mallopt(_MMAP_THRESHOLD, _APART_BYTES)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def give_back_memory() -> None:

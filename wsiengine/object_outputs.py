@@ -246,7 +246,9 @@ def count_objects(truth: "Truth", shown: ObjectAnnotations) -> dict[str, Any]:
     lattice = truth.grid.lattice
     unit = lattice.slide_mpp.pixel_um2 / 1e6 if shown.calibrated else 1e-6
     per = "per_mm2" if shown.calibrated else "per_mpx"
-    tissue = shapely.union_all(to_level0(trace(analysed(truth).view(np.uint8)).polygons, lattice.l0_per_cell))
+    tissue = shapely.union_all(
+        to_level0(trace(analysed(truth).view(np.uint8), scratch=truth.scratch).polygons, lattice.l0_per_cell)
+    )
     tissue = shapely.intersection(tissue, shapely.box(0, 0, lattice.slide_l0.width, lattice.slide_l0.height))
     if truth.region_wkt:
         tissue = shapely.intersection(tissue, shapely.from_wkt(truth.region_wkt))
@@ -270,8 +272,13 @@ def count_objects(truth: "Truth", shown: ObjectAnnotations) -> dict[str, Any]:
 
 def _counted(names: list[str], counts: np.ndarray, size: float, per: str) -> dict[str, Any]:
     found = {name: int(n) for name, n in zip(names, counts, strict=True) if n}
-    density = {name: round(n / size, 3) for name, n in found.items()} if size else {}
+    density = {name: _rounded(n / size) for name, n in found.items()} if size else {}
     return {"objects": found, f"density_{per}": density}
+
+
+def _rounded(density: float) -> float:
+    """To thousandths; small ones (of masses, say) to three digits."""
+    return round(density, 3) if density >= 0.1 else float(f"{density:.3g}")
 
 
 def _labelled(shown: ObjectAnnotations) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from wsiengine import __version__
 from wsiengine.errors import OutputConflict, OutputError
 from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_journal, sync_folder, sync_tree
+from wsiengine.scratch import Scratch
 
 RESULTS = ("annotations.geojson", "probability.zarr", "overlay.png", "run.json")
 OPTIONAL_RESULTS = (
@@ -147,6 +148,10 @@ class Workspace:
 
     def _new_journal(self) -> tuple[Journal, Recovered]:
         return Journal.create(self.work / "journal", self._identity), Recovered(self._identity, {}, ())
+
+    def scratch(self) -> Scratch:
+        """Makes the arrays that grow with the slide; their files lie beside the journal."""
+        return Scratch(self.work)
 
     def draft(self) -> Path:
         """An empty folder for the results to be made in."""

@@ -5,20 +5,15 @@ are looked at, and are made again when they are needed again; what stays is a ta
 mask alone, not on the strips.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-_STRIP_PX = 1 << 20
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
+
 Rows = Callable[[slice], np.ndarray]  # rows of a mask → (rows, cols) bool
-
-
-def strips(shape: tuple[int, ...], strip_px: int | None = None) -> Iterator[slice]:
-    """Slices of rows that hold about ``strip_px`` pixels each."""
-    rows = max(16, (strip_px or _STRIP_PX) // max(shape[1], 1))
-    return (slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +33,7 @@ class Parts:
     _mask: Rows
     _connectivity: int
     _tables: dict[int, np.ndarray]  # by first row of a strip: its own labels → numbers
+    _scratch: Scratch
 
     def labels(self, rows: slice) -> np.ndarray:
         """Numbers of ``rows``: (rows, cols) int32. Any rows; those of one of :func:`strips` come cheapest."""
@@ -50,22 +46,23 @@ class Parts:
         return np.concatenate(found) if len(found) > 1 else found[0]
 
     def chosen(self, wanted: np.ndarray) -> np.ndarray:
-        """The parts with ``wanted`` (count,) bool → (rows, cols) bool."""
+        """The parts with ``wanted`` (count,) bool → (rows, cols) bool, an array of its own."""
         wanted = wanted.copy()
         wanted[0] = False
-        out = np.empty(self._shape, bool)
+        out = self._scratch.zeros(self._shape, bool)
         for strip in strips(self._shape):
             out[strip] = wanted[self.labels(strip)]
         return out
 
 
-def label_parts(shape: tuple[int, int], mask: Rows, connectivity: int = 8) -> Parts:
+def label_parts(shape: tuple[int, int], mask: Rows, connectivity: int = 8, *, scratch: Scratch = IN_MEMORY) -> Parts:
     """Find the parts of a mask.
 
     Args:
         shape: (rows, cols) of the whole mask.
         mask: Gives any of its rows; the same each time.
         connectivity: 8: pixels that touch at a corner belong together; 4: only at an edge.
+        scratch: Makes masks of chosen parts.
     """
     offsets, areas, borders, pairs = {}, [np.zeros(1, np.int64)], [np.zeros(1, bool)], []
     total, above = 1, np.zeros(shape[1], np.int32)
@@ -85,15 +82,20 @@ def label_parts(shape: tuple[int, int], mask: Rows, connectivity: int = 8) -> Pa
         start: np.concatenate([[np.int32(0)], number[first + 1 : stop + 1]])
         for (start, first), stop in zip(offsets.items(), ends, strict=True)
     }
-    return Parts(count, area, border, shape, mask, connectivity, tables)
+    return Parts(count, area, border, shape, mask, connectivity, tables, scratch)
 
 
 def keep(
-    shape: tuple[int, int], mask: Rows, choose: Callable[[Parts], np.ndarray], connectivity: int = 8
+    shape: tuple[int, int],
+    mask: Rows,
+    choose: Callable[[Parts], np.ndarray],
+    connectivity: int = 8,
+    *,
+    scratch: Scratch = IN_MEMORY,
 ) -> np.ndarray:
     """The parts of a mask that ``choose`` (parts → (count,) bool) says yes to: (rows, cols) bool."""
-    parts = label_parts(shape, mask, connectivity)
-    return parts.chosen(choose(parts)) if parts.count > 1 else np.zeros(shape, bool)
+    parts = label_parts(shape, mask, connectivity, scratch=scratch)
+    return parts.chosen(choose(parts)) if parts.count > 1 else scratch.zeros(shape, bool)
 
 
 def _label(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:

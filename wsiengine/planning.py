@@ -18,24 +18,29 @@ from wsiengine.grid import Block, TileGrid, blocks_of
 from wsiengine.machine import usable_cores
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsiengine.slides.base import SlideInfo
 from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, require_mpp
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Task
 from wsiengine.tasks.classify import MapLayout
+from wsiengine.tissue import tissue_bytes, tissue_lattice
 
 if TYPE_CHECKING:
     import dask.array as da
 
     from wsiengine.job import Job
 
+USUAL_OVERLAP = 0.3
 FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyond, detail would be invented
 _MIB = 1 << 20
-_BASE_BYTES = 208 * _MIB  # libraries, kernels, the overlay picture: measured 175 to 205
-_TISSUE_BYTES_PER_UM2 = 8 / 64  # 8 bytes per pixel of 8 µm while the tissue is found, measured 6 to 7
-_TISSUE_BYTES = 40 * _MIB  # and a few pieces of the slide, as they are read
+_BASE_BYTES = 128 * _MIB  # libraries and kernels: measured 95 to 120
+_TABLES_BYTES_PER_PX = 18 / 256**2  # place and length of each file tile; scanners' are 240 or 256 px wide, or larger
+_PICTURE_BYTES = 24 * _MIB  # the slide's picture, and pieces of the slide as it is read
+_DRAWING_BYTES = 56 * _MIB  # strips of the map, shards, outlines, the overlay: measured 40 to 53
+_TISSUE_BYTES = 40 * _MIB  # a few pieces of the slide, as they are read, and strips of what is made of them
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
-_BLOCK_BYTES = 32 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
+_BLOCK_BYTES = 24 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
 
 
@@ -46,10 +51,10 @@ class Options:
     ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
     use. ``memory_limit_bytes`` None means no limit. ``calibrated`` False: nobody knows the µm/px, lengths are pixels.
     ``cam``: channels of the class whose activation map is kept of every tile. ``cluster``: threads of each worker of a
-    ``distributed`` client, where one scores.
+    ``distributed`` client, where one scores. ``beside_bytes``: what another slide of the same call holds meanwhile.
     """
 
-    overlap: float = 0.3
+    overlap: float = USUAL_OVERLAP
     batch_size: int | None = None
     threshold: float | None = None
     device: str = "auto"
@@ -60,6 +65,7 @@ class Options:
     calibrated: bool = True
     cam: tuple[int, ...] = ()
     cluster: tuple[int, ...] = ()
+    beside_bytes: int = 0
 
     @property
     def worker_threads(self) -> int:
@@ -90,6 +96,7 @@ class Plan:
         fingerprint: sha256 of the slide.
         weights_bytes: Size of the model file.
         job: What scores a block (slide, session, normaliser, grid); None in a plan that is only looked at.
+        scratch: Makes the arrays that grow with the slide.
     """
 
     path: str
@@ -105,6 +112,7 @@ class Plan:
     fingerprint: str
     weights_bytes: int = 0
     job: "Job | None" = None
+    scratch: Scratch = IN_MEMORY
 
     @property
     def lattice(self) -> Lattice:
@@ -160,6 +168,12 @@ class Plan:
     def peak_bytes(self) -> int:
         """Predicted peak of anonymous memory."""
         return peak_bytes(self, self.block_tiles)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Most that scratch files take at once, beside journal and results."""
+        finding = self.scratch.split(_finding(self.lattice))[1]
+        return max(finding, self.scratch.split(self.task.held(self))[1])
 
     def to_dask(self) -> "da.Array":
         """The probability map as a lazy Dask array: (rows, cols, channels) uint8, 0 = not analysed.
@@ -247,27 +261,65 @@ def peak_bytes(plan: Plan, side: int) -> int:
 
 
 def memory_parts(plan: Plan, side: int) -> dict[str, int]:
-    """What the peak of memory is made of, in words and bytes: finding the tissue or running the blocks, the larger.
-
-    The one has given its memory back when the other begins.
+    """What the peak of memory is made of, in words and bytes: finding the tissue, running the blocks or drawing what
+    they found, the largest. Each has given its memory back when the next begins.
     """
-    slide_um2 = plan.lattice.slide_l0.area * plan.lattice.slide_mpp.pixel_um2
-    always = {"the libraries": _BASE_BYTES, "the model's weights": 3 * plan.weights_bytes}
-    finding = {"finding the tissue": int(slide_um2 * _TISSUE_BYTES_PER_UM2) + _TISSUE_BYTES}
-    return always | max(finding, _running_parts(plan, side), key=lambda parts: sum(parts.values()))
+    always = {
+        "the libraries": _BASE_BYTES,
+        "the slide's tables of tiles": _table_bytes(plan),
+        "the model's weights": 3 * plan.weights_bytes,
+    }
+    if plan.options.beside_bytes:
+        always["the slide before"] = plan.options.beside_bytes
+    finding = {"finding the tissue": finding_bytes(plan.lattice, plan.scratch)}
+    found = {"the map": _map_bytes(plan)} | _model_parts(plan, side)
+    running, drawing = found | _reading_parts(plan, side), found | {"drawing the results": _DRAWING_BYTES}
+    return always | max(finding, running, drawing, key=lambda parts: sum(parts.values()))
 
 
-def _running_parts(plan: Plan, side: int) -> dict[str, int]:
-    """What the blocks take, and what comes of them."""
+def finding_bytes(lattice: Lattice, scratch: Scratch) -> int:
+    """What a slide takes in memory while its tissue is found."""
+    return scratch.split(_finding(lattice))[0] + _TISSUE_BYTES
+
+
+def _finding(lattice: Lattice) -> tuple[int, ...]:
+    """Sizes of the arrays that hold a slide while its tissue is found."""
+    return tissue_bytes(tissue_lattice(lattice.slide_l0, lattice.slide_mpp))
+
+
+def held_bytes(plan: Plan) -> int:
+    """What a slide may hold until it has ended: all but libraries and the model, which slides of one call share.
+
+    Its reader keeps the memory into which each thread has read a block.
+    """
+    doing = max(sum(_reading_parts(plan, plan.block_tiles).values()), _DRAWING_BYTES)
+    return _table_bytes(plan) + _map_bytes(plan) + doing
+
+
+def _table_bytes(plan: Plan) -> int:
+    return int(plan.info.size_l0.area * _TABLES_BYTES_PER_PX)
+
+
+def _map_bytes(plan: Plan) -> int:
+    return plan.scratch.split(plan.task.held(plan))[0] + plan.task.memory(plan)
+
+
+def _model_parts(plan: Plan, side: int) -> dict[str, int]:
+    """What the session has taken for its activations; it keeps it for the next slide."""
     threads = plan.options.worker_threads
     run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
         run_px = _dense_side_px(plan, side) ** 2
     activations = run_px * plan.task.activation_bytes_per_px
+    return {f"the model's work in each of {threads} threads": threads * activations}
+
+
+def _reading_parts(plan: Plan, side: int) -> dict[str, int]:
+    """What is read while the blocks run."""
+    threads = plan.options.worker_threads
     return {
-        "the map": plan.task.memory(plan),
+        "the slide's picture": _PICTURE_BYTES,
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
-        f"the model's work in each of {threads} threads": threads * activations,
     }
 
 
@@ -313,7 +365,11 @@ def lattice_for(info: SlideInfo, card: Card) -> Lattice:
 
 
 def choose_tiles(
-    grid: TileGrid, tissue: np.ndarray, inside: np.ndarray | None, tile_inside: np.ndarray | None
+    grid: TileGrid,
+    tissue: np.ndarray,
+    inside: np.ndarray | None,
+    tile_inside: np.ndarray | None,
+    scratch: Scratch = IN_MEMORY,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which cells are analysed and which tiles run.
 
@@ -325,19 +381,23 @@ def choose_tiles(
         tissue: (rows, cols) float32: tissue fraction of each cell.
         inside: (rows, cols) bool: the cell touches the region; None without a region.
         tile_inside: (tile rows, tile cols) bool: tile centre inside the region; None without a region.
+        scratch: Makes the table of cells.
 
     Returns:
         analysed (rows, cols) bool, wanted (tile rows, tile cols) bool.
     """
-    analysed = tissue >= 0.5
-    if not analysed.any() and tissue.size and tissue.max() > 0:
-        analysed = tissue >= tissue.max()  # tissue smaller than a cell is still looked at
+    least = tissue.max(initial=0)
+    if 0 < least < 0.5:  # tissue smaller than a cell is still looked at
+        analysed = scratch.by_strips(tissue.shape, bool, lambda rows: tissue[rows] >= least)
+    else:
+        analysed = scratch.by_strips(tissue.shape, bool, lambda rows: tissue[rows] >= 0.5)
     wanted = grid.owners_of(analysed)
     if tile_inside is not None:
         wanted = wanted & tile_inside
-    if inside is not None:
-        analysed = analysed & inside
-    return analysed & grid.covered_by(wanted), wanted
+    covered = grid.covered_by(wanted, scratch)
+    for rows in strips(analysed.shape):
+        analysed[rows] &= covered[rows] if inside is None else covered[rows] & inside[rows]
+    return analysed, wanted
 
 
 def plan(slide: Any, model: str = "crc5", **options: Any) -> Plan:

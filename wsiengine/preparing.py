@@ -17,7 +17,9 @@ import numpy as np
 import shapely
 
 from wsiengine import __version__
+from wsiengine.areas import cells_inside
 from wsiengine.attribution import channels_of, refuse_without_cam
+from wsiengine.breast import breast_mask
 from wsiengine.dense import block_cells
 from wsiengine.dense import work as dense_work
 from wsiengine.errors import NothingToAnalyse, PlanError, RegionError
@@ -26,23 +28,24 @@ from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.job import Job
 from wsiengine.machine import usable_memory_bytes
-from wsiengine.models.card import Card
+from wsiengine.models.card import FINDERS, Card, refused_steps
 from wsiengine.models.parts import PER_TILE
 from wsiengine.models.precision import REFERENCE
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.models.session import open_runtime
 from wsiengine.normalise import Normaliser, Recipe, fit_normaliser, parse_recipe
-from wsiengine.planning import Options, Plan, choose_tiles, lattice_for, make_plan
+from wsiengine.planning import USUAL_OVERLAP, Options, Plan, choose_tiles, lattice_for, make_plan
 from wsiengine.recipe import TILE_STEPS
 from wsiengine.regions import load_areas, load_region, points_inside, rasterise
+from wsiengine.scratch import IN_MEMORY, Scratch
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
 from wsiengine.slides.reading import plausible
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
-from wsiengine.tasks.detect import least_overlap_px
-from wsiengine.tissue import TissueMask, find_tissue
+from wsiengine.tasks.detect import least_overlap_px, nothing_below
+from wsiengine.tissue import TissueMask, find_tissue, tissue_bytes, tissue_lattice
 
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
 _DENSE_PX_COST = 1.6  # a pixel of a dense block against one of a small tile (caches), measured 1.5 to 1.7
@@ -55,11 +58,11 @@ class Request:
     Attributes:
         slide: Path, or an open slide.
         model: Name or path of a model.
-        overlap: Linear overlap of neighbouring tiles, [0, 1).
+        overlap: Linear overlap of neighbouring tiles, [0, 1); None: 0.3, or more where the model needs more.
         batch_size: Tiles per call of the model; None leaves it to the device.
         threshold: Least probability of the best class; None takes the card's.
         region: QuPath GeoJSON that limits the run.
-        tissue: ``auto``, ``none``, or a GeoJSON mask.
+        tissue: ``auto`` (:func:`finder_of`), ``slide``, ``breast``, ``none``, or a GeoJSON mask.
         mpp: µm per level-0 pixel, overriding the file's.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         threads: Worker threads; 0 = all cores.
@@ -72,11 +75,12 @@ class Request:
         cluster: Threads of each worker of a ``distributed`` client; empty where this process scores.
         cam: Also write the class-activation map of this class (:mod:`wsiengine.attribution`).
         precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
+        beside_bytes: What another slide of the same call holds meanwhile; set by :func:`wsiengine.infer_many`.
     """
 
     slide: str | os.PathLike[str] | Slide
     model: str = "crc5"
-    overlap: float = 0.3
+    overlap: float | None = None
     batch_size: int | None = None
     threshold: float | None = None
     region: str | os.PathLike[str] | None = None
@@ -92,6 +96,7 @@ class Request:
     precision: str = REFERENCE
     cam: str | None = None
     cluster: tuple[int, ...] = ()
+    beside_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("threads", 0), ("batch_size", 1), ("block_tiles", 1), ("memory_limit_bytes", 1)):
@@ -105,10 +110,15 @@ class Request:
                 f"mpp={self.mpp:g} was given for a slide that is open already.", hint="open_slide(path, mpp=...)."
             )
 
+    @property
+    def overlap_asked(self) -> float:
+        """The overlap asked for, or the usual one."""
+        return USUAL_OVERLAP if self.overlap is None else self.overlap
+
     def options(self, mode: str) -> Options:
         """For the planner; ``mode`` is the one chosen."""
         return Options(
-            overlap=self.overlap,
+            overlap=self.overlap_asked,
             batch_size=self.batch_size,
             threshold=self.threshold,
             device=self.device,
@@ -116,6 +126,7 @@ class Request:
             memory_limit_bytes=self.memory_limit_bytes or usable_memory_bytes(),
             block_tiles=self.block_tiles,
             mode=mode,
+            beside_bytes=self.beside_bytes,
         )
 
 
@@ -173,26 +184,33 @@ def identify(request: Request) -> Subject:
             f"{card.name} shrinks each tile by itself, and the recipe {recipe} needs pixels that are shrunk already.",
             hint="--normalise none.",
         )
-    slide = _open(request, recipe, warnings)
+    if card.input.deep and (steps := refused_steps(recipe.steps)):
+        raise PlanError(
+            f"{card.name} takes pixels of 16 bits, and {steps} works at 8.", hint="--normalise none, or a window."
+        )
+    slide = _open(request, card, recipe, warnings)
     if slide.info.channels:
         dyes = ", ".join(slide.info.channels)
         warnings.append(f"This is fluorescence ({dyes}), not stained tissue in transmitted light, as models expect it.")
     calibrated = slide.info.mpp is not None
     if card.input.mpp is None and not calibrated:
-        slide = open_slide(slide.path, mpp=1.0, window=recipe.window)
+        slide = open_slide(slide.path, mpp=1.0, window=recipe.window, deep=card.input.deep)
         warnings.append(
             "The picture states no µm/px (--mpp gives them): sizes and densities are in pixels, --min-area in px²."
         )
-    elif not plausible(card.input.mpp) and str(request.tissue) == "auto":
+    elif str(request.tissue) == "auto" and not card.tissue and finder_of(request.tissue, card) == "none":
         warnings.append(f"{card.name} was not made for tissue and looks for none: the whole picture is analysed.")
+    if card.detection and (note := nothing_below(request.threshold, card.detection.minimum_score)):
+        warnings.append(note)
     lattice = lattice_for(slide.info, card)
     if lattice.slide_mpp.mean > _ENLARGED * lattice.mpp.mean:
         warnings.append(
             f"The slide has {lattice.slide_mpp}, {card.name} was made for {lattice.mpp}: its pixels are enlarged."
         )
-    grid = TileGrid.cover(lattice, card.input.size_px, _overlap(request.overlap, card, lattice, warnings))
+    grid = TileGrid.cover(lattice, card.input.size_px, _overlap(request, card, lattice, warnings))
     region = _load(request.region, slide, "--region")
-    mask = None if str(request.tissue) in ("auto", "none") else _load(request.tissue, slide, "--tissue")
+    finder = finder_of(request.tissue, card)
+    mask = _load(request.tissue, slide, "--tissue") if finder is None else None
     areas = _areas(request, card, slide)
     mode = _choose_mode(request.mode, card, grid, recipe)
     if request.cam is not None:
@@ -210,7 +228,7 @@ def identify(request: Request) -> Subject:
             "mpp": [lattice.slide_mpp.y, lattice.slide_mpp.x],
             "overlap": round(grid.overlap, 6),
             "region": _digest(region),
-            "tissue": _digest(mask) if mask is not None else str(request.tissue),
+            "tissue": _digest(mask) or (finder if card.tissue else str(request.tissue)),
             "normalise": str(recipe),
             "provider": runtime.provider,
             **({"precision": card.number_format} if card.number_format != REFERENCE else {}),
@@ -225,36 +243,39 @@ def identify(request: Request) -> Subject:
     return Subject(*opened, warnings=told, areas=areas, calibrated=calibrated)
 
 
-def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prepared:
+def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None, scratch: Scratch = IN_MEMORY) -> Prepared:
     """Find the tissue, fit the stain and plan; what ``stored`` holds is not done again.
+
+    ``scratch`` makes the arrays that grow with the slide, here and later in the run.
 
     Raises:
         NothingToAnalyse: No tissue, or no tile's centre inside the region.
         MemoryLimitError: The run would not fit.
+        OutputError: The disk has no room for scratch files.
     """
     stored = stored or {}
     request, slide, grid = subject.request, subject.slide, subject.grid
     mode = subject.identity["parameters"].get("mode", "tiles")
     started = time.perf_counter()
-    tissue = TissueMask.from_bytes(stored["tissue"]) if "tissue" in stored else _tissue(subject)
+    tissue = TissueMask.from_bytes(stored["tissue"], scratch) if "tissue" in stored else _tissue(subject, scratch)
     found = time.perf_counter()
     if "normaliser" in stored:
         normaliser = Normaliser.from_json(stored["normaliser"].decode())
     else:
         normaliser = fit_normaliser(subject.recipe, slide, tissue, grid.lattice.mpp)
     fitted = time.perf_counter()
-    inside, touched, tile_inside = _inside(subject)
-    cells = tissue.cell_fraction(grid.lattice)
+    inside, touched, tile_inside = _inside(subject, scratch)
+    cells = tissue.cell_fraction(grid.lattice, scratch)
     if touched is not None and subject.card.task == "detect":  # objects are whole: their centres decide, not tiles'
-        analysed, wanted = choose_tiles(grid, np.where(touched, cells, 0), None, None)
+        analysed, wanted = choose_tiles(grid, _within(cells, touched, scratch), None, None, scratch)
     else:
-        analysed, wanted = choose_tiles(grid, cells, touched, tile_inside)
+        analysed, wanted = choose_tiles(grid, cells, touched, tile_inside, scratch)
     if subject.region is not None and not wanted.any():
         raise NothingToAnalyse(
             "There is nothing to analyse: no tile with tissue has its centre inside the region.",
             hint="draw a larger region, raise --overlap, or use --tissue none.",
         )
-    work = dense_work(grid, wanted) if mode == "dense" else (grid, wanted)
+    work = dense_work(grid, wanted, scratch) if mode == "dense" else (grid, wanted)
     layout = task_of(subject.card.task).layout(subject.card)
     cam = channels_of(request.cam, layout) if request.cam is not None and mode != "dense" else ()
     plan = Plan(
@@ -267,24 +288,30 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None) -> Prep
         analysed=analysed,
         options=replace(request.options(mode), calibrated=subject.calibrated, cam=cam, cluster=request.cluster),
         block_tiles=1,
-        tissue_um2=_tissue_um2(cells, inside, grid.lattice),
+        tissue_um2=cells_inside(_within(cells, inside, scratch), grid.lattice) * grid.lattice.cell_um2,
         fingerprint=subject.fingerprint,
         weights_bytes=subject.card.model_path.stat().st_size,
         job=Job(subject.key, slide, subject.runtime, normaliser, *work, mode == "dense", cam),
+        scratch=scratch,
     )
     pieces = {"tissue": tissue.to_bytes(), "normaliser": normaliser.to_json().encode()}
     new = {name: piece for name, piece in pieces.items() if name not in stored}
-    return Prepared(make_plan(plan), normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
+    planned = make_plan(plan)
+    scratch.require(planned.scratch_bytes)
+    return Prepared(planned, normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
 
 
-def _overlap(asked: float, card: Card, lattice: Lattice, warnings: list[str]) -> float:
+def _overlap(request: Request, card: Card, lattice: Lattice, warnings: list[str]) -> float:
     """The overlap asked for, or what the model needs where that is more: a neighbour must see whole, and with context,
-    what a tile does not."""
+    what a tile does not. Who asked for less is told."""
+    asked = request.overlap_asked
     needed_px = max(least_overlap_px(card), 2 * card.halo_px if card.segmentation else 0)
     side = card.input.size_px
     one_tile = max(lattice.extent_px.shape) <= side
     if not needed_px or one_tile or round((1 - asked) * side) <= side - needed_px:
         return asked
+    if request.overlap is None:
+        return needed_px / side
     warnings.append(
         f"The overlap is raised from {100 * asked:.0f} % to {100 * needed_px / side:.0f} % ({needed_px} px): "
         + (
@@ -328,10 +355,14 @@ def _choose_mode(asked: str, card: Card, grid: TileGrid, recipe: Recipe) -> str:
     return "tiles"
 
 
-def _open(request: Request, recipe: Recipe, warnings: list[str]) -> Slide:
+def _open(request: Request, card: Card, recipe: Recipe, warnings: list[str]) -> Slide:
     if not isinstance(request.slide, str | os.PathLike):
+        if card.input.deep and not getattr(request.slide, "deep", False):
+            raise PlanError(
+                f"{card.name} takes 16 bits, and the slide was opened for 8.", hint="open_slide(path, deep=True)."
+            )
         return request.slide
-    slide = open_slide(request.slide, mpp=request.mpp, window=recipe.window)
+    slide = open_slide(request.slide, mpp=request.mpp, window=recipe.window, deep=card.input.deep)
     if request.mpp is not None:
         warnings.append(f"µm/px taken from --mpp: {request.mpp:g}, not from the file.")
     if request.on_bad_tile not in ("fail", "skip"):
@@ -345,17 +376,31 @@ def _load(path: str | os.PathLike[str] | None, slide: Slide, name: str) -> Any:
     return load_region(Path(path), size_l0=slide.info.size_l0, bounds_l0=slide.info.bounds_l0, name=name)
 
 
-def _tissue(subject: Subject) -> TissueMask:
+def _tissue(subject: Subject, scratch: Scratch) -> TissueMask:
     info, lattice = subject.slide.info, subject.grid.lattice
+    where = (info.size_l0, lattice.slide_mpp)
     if subject.tissue_polygons is not None:
-        return TissueMask.from_polygons(subject.tissue_polygons, info.size_l0, lattice.slide_mpp)
-    picture = not plausible(subject.card.input.mpp)  # not of a microscope: no tissue is looked for in it
-    if str(subject.request.tissue) == "none" or (picture and str(subject.request.tissue) == "auto"):
-        return TissueMask.everywhere(info.size_l0, lattice.slide_mpp)
-    return find_tissue(subject.slide)
+        return TissueMask.from_polygons(subject.tissue_polygons, *where, scratch)
+    finder = finder_of(subject.request.tissue, subject.card)
+    if finder == "none":
+        return TissueMask.everywhere(*where, scratch)
+    if finder == "breast":
+        return breast_mask(subject.slide)
+    scratch.require(scratch.split(tissue_bytes(tissue_lattice(*where)))[1])
+    return find_tissue(subject.slide, scratch)
 
 
-def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+def finder_of(asked: str | os.PathLike[str], card: Card) -> str | None:
+    """What looks for the part that is analysed: ``slide``, ``breast``, ``none``, or None where a file says it.
+
+    Where neither user nor card say, tissue is looked for on slides; a picture that no microscope made is taken whole.
+    """
+    if str(asked) != "auto":
+        return str(asked) if str(asked) in (*FINDERS, "none") else None
+    return card.tissue or ("slide" if plausible(card.input.mpp) else "none")
+
+
+def _inside(subject: Subject, scratch: Scratch) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Of a region: cells whose centre lies inside, cells that touch it, tiles whose centre lies inside.
 
     What touches it is analysed, and clipped when it is drawn: else areas would lack half a cell along the boundary.
@@ -364,23 +409,22 @@ def _inside(subject: Subject) -> tuple[np.ndarray | None, np.ndarray | None, np.
     if region is None:
         return None, None, None
     y, x = subject.grid.centres_l0()
-    rows, cols = np.meshgrid(y, x, indexing="ij")
-    tiles = points_inside(region, rows, cols)
-    cells = rasterise(region, lattice)
+    tiles = points_inside(region, y[:, None], x[None, :])
+    cells = rasterise(region, lattice, scratch)
     if not cells.any() and not tiles.any():
         raise RegionError(
             "The region is smaller than the grid of the model: it holds no cell's centre.", hint="draw a larger region."
         )
     reach = 0.75 if subject.card.task == "detect" else 0.5  # an object may be centred in a cell's corner
-    touched = rasterise(shapely.buffer(region, max(lattice.l0_per_cell) * reach, join_style="mitre"), lattice)
+    touched = rasterise(shapely.buffer(region, max(lattice.l0_per_cell) * reach, join_style="mitre"), lattice, scratch)
     return cells, touched, tiles
 
 
-def _tissue_um2(cells: np.ndarray, inside: np.ndarray | None, lattice: Lattice) -> float:
-    """Area of the tissue: of all cells, or of those inside the region; cells overhang the slide."""
-    rows, cols = lattice.inside()
-    share = cells if inside is None else np.where(inside, cells, 0)
-    return float(np.asarray(rows) @ share.astype(np.float64) @ np.asarray(cols)) * lattice.cell_um2
+def _within(cells: np.ndarray, inside: np.ndarray | None, scratch: Scratch) -> np.ndarray:
+    """Tissue fractions of the cells inside a region, 0 elsewhere; of all cells without one."""
+    if inside is None:
+        return cells
+    return scratch.by_strips(cells.shape, cells.dtype, lambda rows: np.where(inside[rows], cells[rows], 0))
 
 
 def _card_digest(card: Card) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from wsiengine.errors import OutputError
 from wsiengine.events import Span, Stopwatch
+from wsiengine.workers import BETWEEN
 
 RUN = "run (wall)"  # the stage that holds all blocks
 MODEL = "model"
@@ -31,6 +32,7 @@ _COLOURS = {
     "overlay": (90, 90, 160),
     "import dask": (214, 214, 150),
     "picture (wait)": (120, 190, 200),
+    BETWEEN: (225, 200, 200),
 }
 _OTHER = (120, 120, 120)
 _INK, _MUTED = (34, 34, 34), (110, 110, 110)
@@ -63,7 +65,8 @@ class Profile:
         blocks = [span for span in spans if span.stage in ("read", "normalise", MODEL, "journal")]
         model = [span for span in spans if span.stage == MODEL]
         workers = len({span.lane for span in model})
-        wall = sum(span.stop_s - span.start_s for span in run)
+        begun = min((span.start_s for span in blocks), default=0.0)  # after those of the slide before
+        wall = sum(span.stop_s - max(span.start_s, begun) for span in run)
         busy, under_way = (sum(s.stop_s - s.start_s for s in of) / wall if wall else 0.0 for of in (model, blocks))
         first = min((span.start_s for span in model), default=None)
         return cls(watch.wall_s, watch.stages_s, first, workers, busy / max(workers, 1), under_way)

@@ -177,7 +177,7 @@ def _target(step: Settings, kind: type[WsiError]) -> Settings:
         raise kind(f"{step['step']}: a card's target is built in or written as numbers, not {target!r}.")
     if not isinstance(target, str) or not Path(target).is_file():
         raise kind(f"the target {target!r} of {step['step']} is no picture that can be found.")
-    from wsiengine.normalise import fit_target
+    from wsiengine.fitting import fit_target
 
     return fit_target(step["step"], Path(target), step.get("stains", "he"))
 

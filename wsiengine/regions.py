@@ -17,6 +17,7 @@ import shapely
 
 from wsiengine.errors import RegionError
 from wsiengine.geometry import Box, Lattice, Size
+from wsiengine.scratch import IN_MEMORY, Scratch
 
 _STRIP_POINTS = 1 << 20
 _FARTHEST = 1e9  # geometry on larger numbers loses precision
@@ -160,15 +161,15 @@ def points_inside(geometry: Any, y_l0: np.ndarray, x_l0: np.ndarray) -> np.ndarr
     return shapely.contains_xy(geometry, *np.broadcast_arrays(x_l0, y_l0))
 
 
-def rasterise(geometry: Any, lattice: Lattice) -> np.ndarray:
-    """The cells of ``lattice`` whose centre lies inside ``geometry``: bool, ``lattice.extent_cells``.
+def rasterise(geometry: Any, lattice: Lattice, scratch: Scratch = IN_MEMORY) -> np.ndarray:
+    """The cells of ``lattice`` whose centre lies inside ``geometry``: bool, ``lattice.extent_cells``, from ``scratch``.
 
     A cell that overhangs the slide is judged by the centre of its part inside the slide.
     """
     rows, cols = lattice.extent_cells.shape
     y_l0 = _centres(rows, lattice.l0_per_cell[0], lattice.slide_l0.height)
     x_l0 = _centres(cols, lattice.l0_per_cell[1], lattice.slide_l0.width)
-    out = np.zeros((rows, cols), bool)
+    out = scratch.zeros((rows, cols), bool)
     if geometry.is_empty or not out.size:
         return out
     left, top, right, bottom = geometry.bounds

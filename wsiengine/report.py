@@ -158,11 +158,11 @@ def _tint(colour: Colour) -> np.ndarray:
 
 
 def _lay_over(canvas: np.ndarray, drawn: np.ndarray, opacity: np.ndarray) -> None:
-    """Blend ``drawn`` into ``canvas`` by ``opacity`` (rows, cols) 0–255, in place, a few rows at a time."""
-    for y in range(0, canvas.shape[0], 128):
-        rows = slice(y, y + 128)
-        share = opacity[rows, :, None].astype(np.uint16)
-        canvas[rows] = (canvas[rows] * (255 - share) + drawn[rows] * share + 127) // 255
+    """Blend ``drawn`` into ``canvas`` by ``opacity`` (rows, cols) 0–255, in place."""
+    cv2.copyTo(drawn, (opacity == 255).view(np.uint8), canvas)
+    rows, cols = np.nonzero((opacity > 0) & (opacity < 255))  # the edges alone need arithmetic
+    share = opacity[rows, cols, None].astype(np.uint16)
+    canvas[rows, cols] = (canvas[rows, cols] * (255 - share) + drawn[rows, cols] * share + 127) // 255
 
 
 def _rings(geometry: object, scale: np.ndarray) -> list[np.ndarray]:

@@ -1,22 +1,20 @@
 """The fitted steps of a normaliser: numbers from the fit, pixels from the kernels.
 
 Every :class:`Step` is a function of a pixel, or of its neighbourhood on a grid fixed to the slide: a pixel has the same
-value in whichever block it is computed. A :data:`TileStep` is a function of one whole tile.
+value in whichever block it is computed. A :data:`TileStep` is a function of one whole tile. Kernels are imported where
+they are first used: loading them takes longer than all else here, and most runs need none.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
 from wsiengine.geometry import Box
-from wsikernels.clahe import clahe_lab, margin_px
-from wsikernels.clahe_plain import clahe_image_lab
-from wsikernels.clahe_stain import clahe_haematoxylin
-from wsikernels.published import apply_linear, background_margin_px, subtract_background, whiten_tile
-from wsikernels.reinhard import apply_reinhard
-from wsikernels.stain import DensityTables, apply_density
+
+if TYPE_CHECKING:
+    from wsikernels.stain import DensityTables
 
 Numbers = tuple[float, ...]
 
@@ -41,11 +39,15 @@ class DensityStep:
     halo_px: ClassVar[int] = 0
 
     def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        from wsikernels.stain import apply_density
+
         return apply_density(pixels, _tables(self.matrix))
 
 
 @lru_cache(maxsize=8)
-def _tables(matrix: Numbers) -> DensityTables:
+def _tables(matrix: Numbers) -> "DensityTables":
+    from wsikernels.stain import DensityTables
+
     return DensityTables(np.reshape(matrix, (3, 3)))
 
 
@@ -58,6 +60,8 @@ class ReinhardStep:
     halo_px: ClassVar[int] = 0
 
     def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        from wsikernels.reinhard import apply_reinhard
+
         return apply_reinhard(pixels, np.array(self.terms, np.float32))
 
 
@@ -71,6 +75,8 @@ class LinearStep:
     halo_px: ClassVar[int] = 0
 
     def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        from wsikernels.published import apply_linear
+
         return apply_linear(pixels, np.reshape(self.matrix, (3, 3)), np.array(self.offset))
 
 
@@ -83,9 +89,13 @@ class BackgroundStep:
 
     @property
     def halo_px(self) -> int:
+        from wsikernels.published import background_margin_px
+
         return background_margin_px(self.sigma_px)
 
     def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
+        from wsikernels.published import subtract_background
+
         return subtract_background(pixels, self.sigma_px)
 
 
@@ -101,13 +111,19 @@ class ClaheStep:
 
     @property
     def halo_px(self) -> int:
+        from wsikernels.clahe import margin_px
+
         return margin_px(self.region_px)
 
     def apply(self, pixels: np.ndarray, box: Box) -> np.ndarray:
         corner = (box.y0 - self.halo_px, box.x0 - self.halo_px)
         inner = (box.y0, box.x0, box.y1, box.x1)
         if not self.vectors:
+            from wsikernels.clahe import clahe_lab
+
             return clahe_lab(pixels, corner, self.region_px, self.clip, self.glass, inner)
+        from wsikernels.clahe_stain import clahe_haematoxylin
+
         vectors = np.reshape(self.vectors, (2, 3))
         return clahe_haematoxylin(pixels, corner, self.region_px, self.clip, self.glass, inner, vectors)
 
@@ -121,6 +137,8 @@ class TileClaheStep:
     kind: ClassVar[str] = "tile_clahe"
 
     def apply(self, tile: np.ndarray) -> np.ndarray:
+        from wsikernels.clahe_plain import clahe_image_lab
+
         return clahe_image_lab(tile, self.clip, (self.grid, self.grid))
 
 
@@ -132,6 +150,8 @@ class TileWhitenStep:
     kind: ClassVar[str] = "tile_whiten"
 
     def apply(self, tile: np.ndarray) -> np.ndarray:
+        from wsikernels.published import whiten_tile
+
         return whiten_tile(tile, self.pca)
 
 

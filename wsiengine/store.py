@@ -10,6 +10,7 @@
 The only importer of zarr.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import zarr
 
 from wsiengine.errors import OutputError
 from wsiengine.geometry import Lattice
+from wsiengine.scratch import IN_MEMORY, Scratch
 from wsiengine.tasks.classify import MapLayout, overview
 
 _CHUNK = 256  # cells
@@ -66,6 +68,7 @@ def write_store(
     truth: tuple[Mapping[str, np.ndarray], np.ndarray],
     describe: tuple[MapLayout, Lattice],
     attributes: Mapping[str, Any],
+    scratch: Scratch = IN_MEMORY,
 ) -> None:
     """Write map, overviews and truth; every shard once.
 
@@ -75,22 +78,24 @@ def write_store(
         truth: The task's arrays by name, and analysed (rows, cols) bool. An array called ``map`` is ``coded`` itself.
         describe: What the channels mean, and the lattice (for the physical scale).
         attributes: JSON-able facts about the run, stored under ``wsiengine``.
+        scratch: Makes the overviews.
     """
     layout, lattice = describe
-    pyramid = [coded]
-    while max(pyramid[-1].shape[:2]) > _SMALLEST:
-        pyramid.append(overview(pyramid[-1]))
     arrays, analysed = truth
     facts = dict(attributes) if "scores" in arrays else {**attributes, "arrays": sorted(arrays)}
-    ome = _ome_attributes(layout, lattice, len(pyramid))
+    levels = 1 + max(0, math.ceil(math.log2(max(coded.shape[:2]) / _SMALLEST)))
+    ome = _ome_attributes(layout, lattice, levels)
     root = zarr.open_group(str(path), mode="w-", zarr_format=3, attributes={"ome": ome, "wsiengine": facts})
-    for level, image in enumerate(pyramid):
+    image = coded
+    for level in range(levels):
+        if level:
+            image = overview(image, scratch)
         _write_image(root, str(level), image)
     folder = root.create_group("truth")
     for name, values in arrays.items():
         if name != "map":
             _write_array(folder, name, values, np.nan if values.dtype.kind == "f" else 0)
-    _write_array(folder, "analysed", analysed.astype(np.uint8), 0)
+    _write_array(folder, "analysed", analysed.view(np.uint8), 0)
 
 
 def write_evidence(path: Path, values: np.ndarray, place: tuple[Lattice, float], attributes: Mapping[str, Any]) -> None:
@@ -151,7 +156,9 @@ def _write_image(group: Any, name: str, image: np.ndarray) -> None:
 def _write_array(group: Any, name: str, values: np.ndarray, fill: float) -> None:
     table = values.ndim == 1 or (values.ndim == 2 and values.shape[1] <= 16 and len(values) > _TABLE_ROWS)
     chunks = tuple(max(1, min(n, _TABLE_ROWS if table else 512)) for n in values.shape)
-    group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, fill_value=fill)[...] = values
+    array = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks, fill_value=fill)
+    for first in range(0, len(values), chunks[0]):  # a row of chunks at a time: each is written once
+        array[first : first + chunks[0]] = values[first : first + chunks[0]]
 
 
 def _ome_attributes(layout: MapLayout, lattice: Lattice, levels: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from wsiengine import tissue_rules
 from wsiengine.contours import trace
 from wsiengine.errors import OutputError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
+from wsiengine.scratch import IN_MEMORY, Scratch
 from wsiengine.slides.base import Level, Slide, SlideInfo
 from wsiengine.slides.reading import best_level, require_mpp
 
@@ -31,6 +32,7 @@ _MAGIC = b"wsiengine tissue 1\n"
 _PIECE_PX = 1 << 22  # source pixels read at once by one thread: 13 MB
 _CHEAP_PX = 32_000_000  # of a finer level: half a second by the slowest reader
 _STRIP_BYTES = 8 << 20
+_PACKED_PX = 1 << 20  # pixels packed or unpacked at a time: a multiple of 8
 
 
 def tissue_lattice(size_l0: Size, slide_mpp: Mpp) -> Lattice:
@@ -61,16 +63,18 @@ class TissueMask:
         self.mask.flags.writeable = False
 
     @classmethod
-    def everywhere(cls, size_l0: Size, slide_mpp: Mpp) -> "TissueMask":
+    def everywhere(cls, size_l0: Size, slide_mpp: Mpp, scratch: Scratch = IN_MEMORY) -> "TissueMask":
         """The whole slide."""
-        return cls(np.ones(tissue_lattice(size_l0, slide_mpp).extent_px.shape, bool), size_l0, slide_mpp)
+        return cls(scratch.full(tissue_lattice(size_l0, slide_mpp).extent_px.shape, True, bool), size_l0, slide_mpp)
 
     @classmethod
-    def from_polygons(cls, geometry_l0: Any, size_l0: Size, slide_mpp: Mpp) -> "TissueMask":
+    def from_polygons(
+        cls, geometry_l0: Any, size_l0: Size, slide_mpp: Mpp, scratch: Scratch = IN_MEMORY
+    ) -> "TissueMask":
         """The pixels whose centre lies inside a shapely geometry in level-0 pixels."""
         from wsiengine.regions import rasterise
 
-        return cls(rasterise(geometry_l0, tissue_lattice(size_l0, slide_mpp)), size_l0, slide_mpp)
+        return cls(rasterise(geometry_l0, tissue_lattice(size_l0, slide_mpp), scratch), size_l0, slide_mpp)
 
     @cached_property
     def lattice(self) -> Lattice:
@@ -94,11 +98,11 @@ class TissueMask:
         slide_mm2 = self.size_l0.area * self.slide_mpp.pixel_um2 / 1e6
         return self.area_mm2 / slide_mm2 if slide_mm2 else 0.0
 
-    def cell_fraction(self, lattice: Lattice) -> np.ndarray:
+    def cell_fraction(self, lattice: Lattice, scratch: Scratch = IN_MEMORY) -> np.ndarray:
         """Share of tissue in each cell of ``lattice``: float32, ``lattice.extent_cells``, 0…1.
 
         Exact areas. Of a cell that overhangs the slide the part inside counts, so that ``everywhere`` is 1 in every
-        cell.
+        cell. ``scratch`` makes the array.
         """
         if lattice.slide_l0 != self.size_l0:
             raise ValueError(f"the lattice is of a slide of {lattice.slide_l0} px, the mask of {self.size_l0} px")
@@ -107,7 +111,7 @@ class TissueMask:
         cell_y, cell_x = lattice.l0_per_cell
         edges_y = np.minimum(np.arange(rows + 1) * cell_y, self.size_l0.height) / px_y
         edges_x = np.minimum(np.arange(cols + 1) * cell_x, self.size_l0.width) / px_x
-        out = np.empty((rows, cols), np.float32)
+        out = scratch.zeros((rows, cols), np.float32)
         strip = max(1, int(_STRIP_BYTES / 8 / max(self.mask.shape[1] * max(1.0, cell_y / px_y), cols, 1)))
         for start in range(0, rows, strip):
             stop = min(start + strip, rows)
@@ -128,11 +132,15 @@ class TissueMask:
         size, mpp = self.size_l0, self.slide_mpp
         facts = {"height": size.height, "width": size.width, "mpp_y": mpp.y, "mpp_x": mpp.x}
         header = json.dumps(facts, sort_keys=True).encode() + b"\n"
-        return _MAGIC + header + zlib.compress(np.packbits(self.mask).tobytes(), 6)
+        packer, pixels = zlib.compressobj(6), self.mask.reshape(-1)
+        parts = [
+            packer.compress(np.packbits(pixels[at : at + _PACKED_PX]).data) for at in range(0, len(pixels), _PACKED_PX)
+        ]
+        return b"".join([_MAGIC, header, *parts, packer.flush()])
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "TissueMask":
-        """The mask that :meth:`to_bytes` wrote.
+    def from_bytes(cls, data: bytes, scratch: Scratch = IN_MEMORY) -> "TissueMask":
+        """The mask that :meth:`to_bytes` wrote, in an array from ``scratch``.
 
         Raises:
             ValueError: These are not the bytes of a tissue mask, or they are damaged.
@@ -144,8 +152,14 @@ class TissueMask:
             facts = json.loads(header)
             size, mpp = Size(facts["height"], facts["width"]), Mpp(facts["mpp_y"], facts["mpp_x"])
             shape = tissue_lattice(size, mpp).extent_px.shape
-            bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=shape[0] * shape[1])
-            return cls(bits.view(bool).reshape(shape), size, mpp)
+            bits, mask = np.frombuffer(zlib.decompress(packed), np.uint8), scratch.zeros(shape, bool)
+            if len(bits) != -(-mask.size // 8):
+                raise ValueError(f"{len(bits):,} bytes for {mask.size:,} pixels")
+            pixels = mask.reshape(-1).view(np.uint8)
+            for at in range(0, len(pixels), _PACKED_PX):
+                part = pixels[at : at + _PACKED_PX]
+                part[:] = np.unpackbits(bits[at // 8 :], count=len(part))
+            return cls(mask, size, mpp)
         except (ValueError, KeyError, TypeError, zlib.error) as error:
             raise ValueError(f"the stored tissue mask is damaged: {error}") from error
 
@@ -176,18 +190,26 @@ def _interval_means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 # --- finding -------------------------------------------------------------------------------------
 
 
-def find_tissue(slide: Slide) -> TissueMask:
+def find_tissue(slide: Slide, scratch: Scratch = IN_MEMORY) -> TissueMask:
     """Tissue of an H&E or IHC slide; glass, dust, pen, black borders and fills left out.
 
-    Reads the whole slide once, from a coarse level where there is one (:func:`tissue_cost`), in bounded memory.
+    Reads the whole slide once, from a coarse level where there is one (:func:`tissue_cost`). ``scratch`` makes the
+    arrays that grow with the slide (:func:`tissue_bytes`).
 
     Raises:
         ResolutionError: The slide states no µm/px.
         UnreadableSlide: A part of it cannot be decoded.
+        OutputError: The disk has no room for scratch files.
     """
     lattice = tissue_lattice(slide.info.size_l0, require_mpp(slide.info))
-    rgb = read_whole(slide, lattice.mpp, _steps(slide.info, lattice))
-    return TissueMask(tissue_rules.segment(rgb, lattice.mpp.mean), lattice.slide_l0, lattice.slide_mpp)
+    rgb = read_whole(slide, lattice.mpp, _steps(slide.info, lattice), scratch=scratch)
+    return TissueMask(tissue_rules.segment(rgb, lattice.mpp.mean, scratch), lattice.slide_l0, lattice.slide_mpp)
+
+
+def tissue_bytes(lattice: Lattice) -> tuple[int, ...]:
+    """Sizes of the arrays that :func:`find_tissue` holds at once, on the lattice of the mask: pixels, and five maps."""
+    px = lattice.extent_px.area
+    return 3 * px, *([px] * 5)
 
 
 def tissue_cost(info: SlideInfo) -> float:
@@ -200,15 +222,22 @@ def tissue_cost(info: SlideInfo) -> float:
     return _level(info, lattice, _steps(info, lattice)).size.area / 1e6
 
 
-def read_whole(slide: Slide, mpp: Mpp, steps: int = 1, *, over: Callable[[], bool] = lambda: False) -> np.ndarray:
-    """The whole slide at ``mpp`` → (rows, cols, 3) uint8, read in pieces by a few threads.
+def read_whole(
+    slide: Slide,
+    mpp: Mpp,
+    steps: int = 1,
+    *,
+    over: Callable[[], bool] = lambda: False,
+    scratch: Scratch = IN_MEMORY,
+) -> np.ndarray:
+    """The whole slide at ``mpp`` → (rows, cols, 3) uint8 from ``scratch``, read in pieces by a few threads.
 
     ``steps`` 2 reads at half the pitch and averages 2 × 2 pixels: from a finer level, where there is one.
     It is given up (``CancelledError``) once ``over`` says so.
     """
     lattice = Lattice(slide.info.size_l0, require_mpp(slide.info), mpp, cell_px=1)
     source_per_px = math.prod(lattice.l0_per_px) / math.prod(_level(slide.info, lattice, steps).downsample)
-    out = np.empty((*lattice.extent_px.shape, 3), np.uint8)
+    out = scratch.zeros((*lattice.extent_px.shape, 3), np.uint8)
 
     def read(piece: Box) -> None:
         if over():

@@ -15,7 +15,8 @@ half and finds tissue on an empty one; a fixed density does neither.
 4. Specks, fibres and holes by µm.
 
 Arrays are worked through in strips of rows, and connected parts are put together from them
-(:mod:`wsiengine.parts`): beside the pixels themselves a slide takes some 4 bytes a pixel, whatever it shows.
+(:mod:`wsiengine.parts`): beside the pixels themselves a slide takes some 4 bytes a pixel, whatever it shows. All that
+is as large as the slide comes from a :class:`~wsiengine.scratch.Scratch`.
 """
 
 import math
@@ -25,7 +26,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from wsiengine.parts import Parts, keep, label_parts, strips
+from wsiengine.parts import Parts, keep, label_parts
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 
 BLUR_UM = 10.0  # joins the cells of loose tissue, averages JPEG noise
 COLOUR_UM = 32.0  # where colour is looked for: blue and brown cells side by side are not grey
@@ -58,8 +60,8 @@ class Glass:
     share: float
 
 
-def segment(rgb: np.ndarray, pixel_um: float) -> np.ndarray:
-    """Tissue of a slide: (rows, cols, 3) uint8 RGB at ``pixel_um`` µm/px → (rows, cols) bool."""
+def segment(rgb: np.ndarray, pixel_um: float, scratch: Scratch = IN_MEMORY) -> np.ndarray:
+    """Tissue of a slide: (rows, cols, 3) uint8 RGB at ``pixel_um`` µm/px → (rows, cols) bool, from ``scratch``."""
     if not rgb.size:
         return np.zeros(rgb.shape[:2], bool)
     rows, cols = rgb.shape[:2]
@@ -67,9 +69,9 @@ def segment(rgb: np.ndarray, pixel_um: float) -> np.ndarray:
         rgb = np.pad(rgb, ((0, max(0, 8 - rows)), (0, max(0, 8 - cols)), (0, 0)), mode="edge")
         return segment(rgb, pixel_um)[:rows, :cols]
     glass = find_glass(rgb).colour
-    ink = find_ink(classify(rgb, glass), pixel_um)
-    evidence = _evidence(rgb, glass, ink, pixel_um)
-    return _fill_holes(_pieces(evidence, pixel_um), ink, pixel_um)
+    ink = find_ink(classify(rgb, glass, scratch), pixel_um, scratch)
+    evidence = _evidence(rgb, glass, (ink, pixel_um), scratch)
+    return _fill_holes(_pieces(evidence, pixel_um, scratch), ink, pixel_um, scratch)
 
 
 # --- glass ---------------------------------------------------------------------------------------
@@ -135,9 +137,15 @@ def stain(rgb: np.ndarray, glass: tuple[float, float, float], pixel_um: float, r
     return np.clip(density, 0, colour, out=density)[smooth.within(rows)]
 
 
-def _evidence(rgb: np.ndarray, glass: tuple[float, float, float], ink: np.ndarray, pixel_um: float) -> np.ndarray:
-    """What speaks for tissue: (rows, cols) uint8, a bit each for tissue-like, strong, and firm over a fibre's width."""
-    found = np.empty(rgb.shape[:2], np.uint8)
+def _evidence(
+    rgb: np.ndarray, glass: tuple[float, float, float], without: tuple[np.ndarray, float], scratch: Scratch
+) -> np.ndarray:
+    """What speaks for tissue: (rows, cols) uint8, a bit each for tissue-like, strong, and firm over a fibre's width.
+
+    ``without``: the ink, and the µm of a pixel.
+    """
+    ink, pixel_um = without
+    found = scratch.zeros(rgb.shape[:2], np.uint8)
     edge, width = 2 * round(EDGE_UM / pixel_um) + 1, round(FIBRE_UM / pixel_um)
     for rows in _strips(rgb.shape):
         eroded = _Widened(rows, width, len(rgb))
@@ -157,9 +165,9 @@ def _evidence(rgb: np.ndarray, glass: tuple[float, float, float], ink: np.ndarra
 # --- ink -----------------------------------------------------------------------------------------
 
 
-def classify(rgb: np.ndarray, glass: tuple[float, float, float]) -> np.ndarray:
+def classify(rgb: np.ndarray, glass: tuple[float, float, float], scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """What each pixel may be: (rows, cols) uint8, a bit each for vivid ink, black, red ink, fringe of ink, stained."""
-    kinds = np.empty(rgb.shape[:2], np.uint8)
+    kinds = scratch.zeros(rgb.shape[:2], np.uint8)
     tables = [np.float32(np.log(value)) - _LN for value in glass]
     for rows in _strips(rgb.shape):
         planes = zip(cv2.split(rgb[rows]), tables, strict=True)
@@ -185,33 +193,47 @@ def _classify_strip(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.
     return vivid * _VIVID | black * _BLACK | red_ink * _RED | fringe * _FRINGE | stained * _STAINED
 
 
-def find_ink(kinds: np.ndarray, pixel_um: float) -> np.ndarray:
+def find_ink(kinds: np.ndarray, pixel_um: float, scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """Pen strokes, black borders and fills, with their fringes: (rows, cols) uint8 of ``classify`` → bool.
 
     Black and red occur in tissue too (melanin, carbon, folds, blood): there they are enclosed by it.
     """
-    if not (kinds & (_VIVID | _BLACK | _RED)).any():
-        return np.zeros(kinds.shape, bool)
-    ink = _large(kinds & _VIVID, pixel_um)
+    if not any((kinds[rows] & (_VIVID | _BLACK | _RED)).any() for rows in strips(kinds.shape)):
+        return scratch.zeros(kinds.shape, bool)
+    ink = _large(kinds, _VIVID, pixel_um, scratch)
     for kind in (_BLACK, _RED):
-        tissue = (kinds & (_STAINED | _FRINGE | kind) == _STAINED) & ~ink
-        ink |= _outside_tissue(_large(kinds & kind, pixel_um), tissue, pixel_um)
+        outside = _outside_tissue(_large(kinds, kind, pixel_um, scratch), (kinds, kind, ink), pixel_um, scratch)
+        for rows in strips(ink.shape):
+            ink[rows] |= outside[rows]
     if not ink.any():
         return ink
-    near = _dilate(ink, FRINGE_UM / pixel_um)
-    return _dilate(ink | (near & (kinds & (_FRINGE | _VIVID | _BLACK | _RED) > 0)), 1)
+    with_fringe = _dilated(ink, FRINGE_UM / pixel_um, scratch)
+    for rows in strips(ink.shape):
+        with_fringe[rows] &= kinds[rows] & (_FRINGE | _VIVID | _BLACK | _RED) > 0
+        with_fringe[rows] |= ink[rows]
+    return _dilated(with_fringe, 1, scratch)
 
 
-def _large(bits: np.ndarray, pixel_um: float) -> np.ndarray:
-    """The connected parts of at least ``INK_UM2``."""
-    return keep(bits.shape, lambda rows: bits[rows] > 0, lambda parts: parts.area * pixel_um**2 >= INK_UM2)
+def _large(kinds: np.ndarray, kind: np.uint8, pixel_um: float, scratch: Scratch) -> np.ndarray:
+    """The connected parts of at least ``INK_UM2`` of one kind."""
+
+    def large(parts: Parts) -> np.ndarray:
+        return parts.area * pixel_um**2 >= INK_UM2
+
+    return keep(kinds.shape, lambda rows: (kinds[rows] & kind) > 0, large, scratch=scratch)
 
 
-def _outside_tissue(ink: np.ndarray, tissue: np.ndarray, pixel_um: float) -> np.ndarray:
-    """The parts of ``ink`` that touch the slide's border, or that tissue does not enclose for the most part."""
+def _outside_tissue(
+    ink: np.ndarray, beside: tuple[np.ndarray, np.uint8, np.ndarray], pixel_um: float, scratch: Scratch
+) -> np.ndarray:
+    """The parts of ``ink`` that touch the slide's border, or that tissue does not enclose for the most part.
+
+    ``beside``: what each pixel may be, the kind that this ink is of, and ink known before; the rest may be tissue.
+    """
     if not ink.any():
         return ink
-    parts = label_parts(ink.shape, lambda rows: ink[rows])
+    kinds, kind, known = beside
+    parts = label_parts(ink.shape, lambda rows: ink[rows], scratch=scratch)
     radius = round(FRINGE_UM / pixel_um)
     box = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
     inside, around = np.zeros(parts.count, np.int64), np.zeros(parts.count, np.int64)
@@ -220,16 +242,17 @@ def _outside_tissue(ink: np.ndarray, tissue: np.ndarray, pixel_um: float) -> np.
         near = cv2.dilate(parts.labels(wide.rows).astype(np.float32), box)[wide.within(rows)].astype(np.int32)
         near[ink[rows]] = 0
         around += np.bincount(near.ravel(), minlength=parts.count)
-        inside += np.bincount(near[tissue[rows]], minlength=parts.count)
+        tissue = (kinds[rows] & (_STAINED | _FRINGE | kind) == _STAINED) & ~known[rows]
+        inside += np.bincount(near[tissue], minlength=parts.count)
     return parts.chosen(~(inside > 0.6 * around) | parts.at_border)
 
 
 # --- pieces and holes ----------------------------------------------------------------------------
 
 
-def _pieces(evidence: np.ndarray, pixel_um: float) -> np.ndarray:
+def _pieces(evidence: np.ndarray, pixel_um: float, scratch: Scratch) -> np.ndarray:
     """The connected parts of tissue that are large enough, thicker than a fibre, and hold a strong pixel."""
-    parts = label_parts(evidence.shape, lambda rows: (evidence[rows] & _TISSUE) > 0)
+    parts = label_parts(evidence.shape, lambda rows: (evidence[rows] & _TISSUE) > 0, scratch=scratch)
     speck_px = min(SPECK_UM2 / pixel_um**2, evidence.size / 4)  # a slide smaller than a speck may still be tissue
     strong, firm = np.zeros(parts.count, bool), np.zeros(parts.count, bool)
     for rows in strips(evidence.shape):
@@ -239,15 +262,15 @@ def _pieces(evidence: np.ndarray, pixel_um: float) -> np.ndarray:
     return parts.chosen((parts.area >= speck_px) & strong & firm)
 
 
-def _fill_holes(mask: np.ndarray, ink: np.ndarray, pixel_um: float) -> np.ndarray:
+def _fill_holes(mask: np.ndarray, ink: np.ndarray, pixel_um: float, scratch: Scratch) -> np.ndarray:
     """``mask`` with enclosed holes smaller than ``HOLE_UM2`` filled, in place; ink is never filled in."""
 
     def small_and_enclosed(parts: Parts) -> np.ndarray:
         return (parts.area * pixel_um**2 < HOLE_UM2) & ~parts.at_border
 
-    holes = keep(mask.shape, lambda rows: ~mask[rows], small_and_enclosed, connectivity=4)
-    holes &= ~ink
-    mask |= holes
+    holes = keep(mask.shape, lambda rows: ~mask[rows], small_and_enclosed, connectivity=4, scratch=scratch)
+    for rows in strips(mask.shape):
+        mask[rows] |= holes[rows] & ~ink[rows]
     return mask
 
 
@@ -273,10 +296,14 @@ class _Widened:
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows that hold about ``_STRIP_PX`` pixels each."""
-    return strips(shape, _STRIP_PX)
+    return strips(shape[:2], _STRIP_PX)
 
 
-def _dilate(mask: np.ndarray, radius: float) -> np.ndarray:
+def _dilated(mask: np.ndarray, radius: float, scratch: Scratch) -> np.ndarray:
     size = 2 * round(radius) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    return cv2.dilate(mask.view(np.uint8), kernel).view(bool)
+    out = scratch.zeros(mask.shape, bool)
+    for rows in strips(mask.shape):
+        wide = _Widened(rows, size, len(mask))
+        out[rows] = cv2.dilate(mask[wide.rows].view(np.uint8), kernel)[wide.within(rows)]
+    return out

@@ -12,6 +12,7 @@ import numpy as np
 
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.grid import TileGrid
+from wsiengine.scratch import IN_MEMORY, Scratch
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Task
 from wsiengine.tasks.classify import MapLayout
@@ -35,6 +36,7 @@ class Truth:
         region_wkt: The region that limits the run, level-0 pixels, as well-known text; None without.
         task_name: What the model does.
         areas: Name and well-known text of each annotation of the region, where objects are counted in each.
+        scratch: Makes the arrays of what comes of it.
     """
 
     layout: MapLayout
@@ -47,6 +49,7 @@ class Truth:
     region_wkt: str | None = None
     task_name: str = "classify"
     areas: tuple[tuple[str, str], ...] = ()
+    scratch: Scratch = IN_MEMORY
 
     @classmethod
     def of(cls, plan: "Plan", arrays: Mapping[str, np.ndarray], region: Any) -> "Truth":
@@ -54,9 +57,8 @@ class Truth:
         if plan.job is None:
             raise ValueError("this plan was made without a job")
         wkt = None if region is None else region.wkt
-        bounds = plan.info.bounds_l0
-        key = plan.job.key
-        return cls(plan.layout, plan.grid, arrays, plan.analysed, plan.fingerprint, key, bounds, wkt, plan.task.name)
+        found = (plan.layout, plan.grid, arrays, plan.analysed, plan.fingerprint, plan.job.key)
+        return cls(*found, plan.info.bounds_l0, wkt, plan.task.name, scratch=plan.scratch)
 
     @property
     def task(self) -> Task:
@@ -78,7 +80,7 @@ class Truth:
 
     def tile_counts(self) -> np.ndarray:
         """(rows, cols) int32: tiles that were run, counted in the cell that holds their centre."""
-        counts = np.zeros(self.analysed.shape, np.int32)
+        counts = self.scratch.zeros(self.analysed.shape, np.int32)
         i, j = np.nonzero(self.ran)
         rows, cols = self.grid.rows, self.grid.cols
         y = np.minimum(i * rows.stride + rows.tile // 2, rows.extent - 1)

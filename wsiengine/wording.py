@@ -85,7 +85,8 @@ def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
         ),
         (
             "plan",
-            f"{blocks} · {bytes_words(plan.read_bytes)} of pixels to read · peak memory {bytes_words(plan.peak_bytes)}",
+            f"{blocks} · {bytes_words(plan.read_bytes)} of pixels to read · peak memory {bytes_words(plan.peak_bytes)}"
+            + (f" · scratch files {bytes_words(plan.scratch_bytes)}" if plan.scratch_bytes else ""),
         ),
     ]
 
@@ -102,6 +103,7 @@ def plan_facts(plan: "Plan") -> dict[str, Any]:
         "overlap_used": plan.grid.overlap,
         "blocks": plan.block_count,
         "peak_bytes": plan.peak_bytes,
+        "scratch_bytes": plan.scratch_bytes,
         "read_px": plan.read_px,
         "read_bytes": plan.read_bytes,
     }
@@ -125,12 +127,12 @@ def summary_words(summary: Mapping[str, Any]) -> str:
 
 
 def _objects_words(summary: Mapping[str, Any]) -> str:
-    """Of a detector: how many objects, and how dense."""
+    """Of a detector: how many objects, and how dense, if they are: a mass in a mammogram is not."""
     physical = "density_per_mm2" in summary
     density = summary["density_per_mm2" if physical else "density_per_mpx"]
     per = "mm²" if physical else "Mpx"
     words = [
-        f"{count:,} {name}" + (f" ({density[name]:,.1f} per {per})" if name in density else "")
+        f"{count:,} {name}" + (f" ({density[name]:,.1f} per {per})" if density.get(name, 0) >= 0.05 else "")
         for name, count in summary["objects"].items()
     ]
     if summary.get("cut"):

@@ -3,20 +3,51 @@
 Union–find by smallest label: the result depends on the mask only, not on the order of blocks or pairs.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from wsikernels._jit import jit
 
+Zeros = Callable[[tuple[int, ...], type], np.ndarray]  # how an array as large as the map is made
 
-def label_components(mask: np.ndarray, eight: bool = True) -> tuple[np.ndarray, int]:
+
+def label_components(mask: np.ndarray, eight: bool = True, zeros: Zeros = np.zeros) -> tuple[np.ndarray, int]:
     """Label a mask (rows, cols) bool → (labels int32, 0 is background; how many), numbered by first pixel.
 
     Args:
         eight: Pixels that touch at a corner belong together (else only at an edge).
+        zeros: Makes the map of labels.
     """
     if mask.ndim != 2 or mask.dtype != bool:
         raise ValueError(f"a mask is bool of shape (rows, cols), not {mask.dtype} of shape {mask.shape}")
-    return _label(np.ascontiguousarray(mask), eight)
+    labels = zeros(mask.shape, np.int32)
+    parents, count = _provisional(np.ascontiguousarray(mask).view(np.uint8), eight, labels)
+    numbers, total = _numbers(parents, count)
+    _renumber(labels, numbers)
+    return labels, total
+
+
+def label_values(values: np.ndarray, zeros: Zeros = np.zeros) -> tuple[np.ndarray, np.ndarray]:
+    """Label the parts of equal value, connected through edges, of a map (rows, cols) uint8; 0 is background.
+
+    Args:
+        zeros: Makes the map of labels.
+
+    Returns:
+        Labels int32, 1 … n by value, then by first pixel; and the value of each, uint8 (n,).
+    """
+    if values.ndim != 2 or values.dtype != np.uint8:
+        raise ValueError(f"a map of values is uint8 (rows, cols), not {values.dtype} of shape {values.shape}")
+    values, labels = np.ascontiguousarray(values), zeros(values.shape, np.int32)
+    parents, count = _provisional(values, False, labels)
+    numbers, total = _numbers(parents, count)
+    found = _values(values, labels, numbers, total)
+    order = np.argsort(found, kind="stable")
+    by_value = np.zeros(total + 1, np.int32)
+    by_value[order + 1] = np.arange(1, total + 1)
+    _renumber(labels, by_value[numbers])
+    return labels, found[order]
 
 
 @jit()
@@ -36,28 +67,39 @@ def _unite(parents, one, two):
 
 
 @jit()
-def _label(mask, eight):
-    rows, cols = mask.shape
-    labels = np.zeros((rows, cols), np.int32)
-    parents = np.zeros(rows * cols // 2 + 2 + rows + cols, np.int32)
+def _provisional(values, eight, labels):
+    """Label in one pass; which labels belong together stands in the table that is returned, with their number."""
+    rows, cols = values.shape
+    parents = np.zeros(1024, np.int32)
     count = 0
     for y in range(rows):
         for x in range(cols):
-            if not mask[y, x]:
+            value = values[y, x]
+            if value == 0:
                 continue
             found = 0
-            if x > 0 and labels[y, x - 1]:
+            if x > 0 and values[y, x - 1] == value:
                 found = labels[y, x - 1]
             if y > 0:
                 reach = 1 if eight else 0
                 for u in range(max(x - reach, 0), min(x + reach + 1, cols)):
-                    if labels[y - 1, u]:
+                    if values[y - 1, u] == value:
                         found = _unite(parents, found, labels[y - 1, u]) if found else labels[y - 1, u]
             if not found:
                 count += 1
+                if count == len(parents):
+                    longer = np.zeros(2 * count, np.int32)
+                    longer[:count] = parents
+                    parents = longer
                 parents[count] = count
                 found = count
             labels[y, x] = found
+    return parents, count
+
+
+@jit()
+def _numbers(parents, count):
+    """The final number of each provisional label, by first pixel, and how many there are."""
     numbers = np.zeros(count + 1, np.int32)
     total = 0
     for node in range(1, count + 1):  # a root is the smallest of its set, so it comes first
@@ -67,10 +109,26 @@ def _label(mask, eight):
             numbers[node] = total
         else:
             numbers[node] = numbers[root]
+    return numbers, total
+
+
+@jit()
+def _renumber(labels, numbers):
+    rows, cols = labels.shape
     for y in range(rows):
         for x in range(cols):
             labels[y, x] = numbers[labels[y, x]]
-    return labels, total
+
+
+@jit()
+def _values(values, labels, numbers, total):
+    rows, cols = labels.shape
+    found = np.zeros(total, np.uint8)
+    for y in range(rows):
+        for x in range(cols):
+            if labels[y, x]:
+                found[numbers[labels[y, x]] - 1] = values[y, x]
+    return found
 
 
 def touching_pairs(one: np.ndarray, two: np.ndarray, eight: bool = True) -> np.ndarray:

@@ -1,15 +1,16 @@
 """Labelled regions of a map: grown into a mask, their holes filled, the small ones dropped.
 
-Results depend on the whole map only. Maps of slides are large: nothing here takes more than one more map of labels.
+Results depend on the whole map only. Maps of slides are large: nothing here takes more than one more map of labels and
+one of bytes, and whoever calls may say where these come from (``zeros``).
 """
 
 import numpy as np
 
 from wsikernels._jit import jit
-from wsikernels.components import label_components
+from wsikernels.components import Zeros, label_components
 
 
-def grow(labels: np.ndarray, mask: np.ndarray, steps: int) -> np.ndarray:
+def grow(labels: np.ndarray, mask: np.ndarray, steps: int, *, in_place: bool = False) -> np.ndarray:
     """Labels spread over the mask, cell by cell through edges, at most ``steps`` cells far.
 
     A cell takes the label that reaches it first; of several, that of the neighbour that comes first in reading order.
@@ -18,24 +19,31 @@ def grow(labels: np.ndarray, mask: np.ndarray, steps: int) -> np.ndarray:
         labels: int32 (rows, cols), 0 = none.
         mask: bool (rows, cols): where labels may go.
         steps: Cells.
+        in_place: Change ``labels``, which must be contiguous, and return it.
 
     Returns:
         int32 (rows, cols); what had a label keeps it.
     """
     if labels.shape != mask.shape or labels.dtype != np.int32 or mask.dtype != bool:
         raise ValueError(f"needed int32 labels and a bool mask of one shape, not {labels.shape} and {mask.shape}")
-    return _grow(np.ascontiguousarray(labels), np.ascontiguousarray(mask), steps)
+    if in_place:
+        _check(labels)
+    out = labels if in_place else labels.copy(order="C")
+    _grow(out, np.ascontiguousarray(mask), steps)
+    return out
 
 
-def fill_holes(labels: np.ndarray, limit: int) -> None:
+def fill_holes(labels: np.ndarray, limit: int, zeros: Zeros = np.zeros) -> None:
     """Holes of at most ``limit`` cells that lie within one region, and away from the map's edge, become part of it.
 
     Args:
         labels: int32 (rows, cols), 0 = none, contiguous; regions are connected through edges. Changed in place.
         limit: Cells.
+        zeros: Makes maps.
     """
     _check(labels)
-    holes, count = label_components(labels == 0, eight=True)
+    empty = np.equal(labels, 0, out=zeros(labels.shape, bool))
+    holes, count = label_components(empty, eight=True, zeros=zeros)
     _fill(labels, holes, count, limit)
 
 
@@ -53,15 +61,18 @@ def keep_large(labels: np.ndarray, least: int) -> int:
     return int(_keep(labels, int(labels.max(initial=0)), least))
 
 
-def add_alone(labels: np.ndarray, mask: np.ndarray) -> None:
+def add_alone(labels: np.ndarray, mask: np.ndarray, zeros: Zeros = np.zeros) -> None:
     """Connected parts of the mask (through edges) without any label get one of their own.
 
     Args:
         labels: int32 (rows, cols), 0 = none, contiguous, none outside the mask. Changed in place.
         mask: bool (rows, cols).
+        zeros: Makes maps.
     """
     _check(labels)
-    parts, count = label_components(mask & (labels == 0), eight=False)
+    free = np.equal(labels, 0, out=zeros(labels.shape, bool))
+    free &= mask
+    parts, count = label_components(free, eight=False, zeros=zeros)
     if count:
         _add(labels, parts, count, int(labels.max(initial=0)))
 
@@ -74,8 +85,7 @@ def _check(labels: np.ndarray) -> None:
 @jit()
 def _grow(labels, mask, steps):
     rows, cols = labels.shape
-    out = labels.copy()
-    flat, flat_mask = out.ravel(), mask.ravel()
+    flat, flat_mask = labels.reshape(rows * cols), mask.reshape(rows * cols)
     front = _front(flat, flat_mask, rows, cols)
     for _ in range(steps):
         reached = np.empty(4 * len(front), np.int64)
@@ -90,7 +100,6 @@ def _grow(labels, mask, steps):
         if count == 0:
             break
         front = np.sort(reached[:count])
-    return flat.reshape(rows, cols)
 
 
 @jit()

@@ -155,3 +155,19 @@ def test_cbis_paths_cannot_leave_the_folder(tmp_path: Path) -> None:
     table.write_text(table.read_text().replace("Mass-Training_P_00001_LEFT_CC/1.2/000000.dcm", "../secret.dcm"))
     with pytest.raises(WsiError, match="not there"):
         read_cbis(folder)
+
+
+def test_mammograms_of_one_series_are_pictures_of_their_own(tmp_path: Path) -> None:
+    """Of a slide's series one file is named; of a series of mammograms each."""
+    from wsiengine.slides.dicom import files_of_series, one_of_each_series
+
+    series = pydicom.uid.generate_uid()
+    for modality, kept in (("MG", 2), ("SM", 1)):
+        files = [tmp_path / f"{modality}{k}.dcm" for k in range(2)]
+        for file in files:
+            write_dicom(file, ramp())
+            data = pydicom.dcmread(file)
+            data.Modality, data.SeriesInstanceUID = modality, series
+            data.save_as(file)
+        assert len(one_of_each_series(files)) == kept
+        assert (len(files_of_series(files[0])) > 1) is (modality == "SM")

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from wsiengine.cli import main
 from wsiengine.datasets.common import read_coco, read_qupath, read_voc, read_yolo, yaml_names
 from wsiengine.datasets.images import read_pixels
 from wsiengine.datasets.reading import read_detections, recognise
@@ -255,3 +256,22 @@ def test_circles_that_are_none_get_words(tmp_path, x, radius):
     (tmp_path / "labels.csv").write_text(table, encoding="utf-8")
     with pytest.raises(WsiError, match="ends before it starts"):
         read_detections(tmp_path, "mias")
+
+
+@pytest.mark.parametrize("form", ["voc", "coco", "qupath"])
+def test_boxes_beside_their_picture_are_named(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A little over the edge is how people draw; mostly beside the picture is another picture's, or another scale."""
+    over = {"a": [("Cell", (45, 10, 54, 30))], "b": [("Burr", (1, 36, 4, 43))]}
+    monkeypatch.setitem(globals(), "TRUTH", over)
+    assert len(read_detections(WRITERS[form](tmp_path / "over")).images) == 2
+    beside = {"a": [("Cell", (5, 10, 15, 30)), ("Cell", (60, 10, 70, 20))], "b": [("Burr", (46, 1, 60, 9))]}
+    monkeypatch.setitem(globals(), "TRUTH", beside)
+    folder = WRITERS[form](tmp_path / "beside")
+    with pytest.raises(
+        WsiError, match=r"2 boxes lie outside the picture: a\.png \(50 × 40 px\): x 60 to 70, y 10 to 20;"
+    ):
+        read_detections(folder)
+    assert main(["evaluate", "--model", "rbc", "--data", str(folder)]) == 1
+    assert "b.png (50 × 40 px): x 46 to 60, y 1 to 9" in capsys.readouterr().err

@@ -27,16 +27,23 @@ def read_into(self, level, box, out):
             ctypes.string_at(0)
     if name.startswith("hang"):
         time.sleep(600)
+    if name.startswith("hold"):  # and the interpreter with it
+        ctypes.PyDLL(None).sleep(600)
     return original(self, level, box, out)
 direct.DirectReader.read_into = read_into
 """
 
 
-def plant(folder: Path) -> Path:
+def plant(folder: Path, faults: str = FAULTS) -> Path:
     """A folder that, on the path of a child, plants the faults there."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(FAULTS)
+    (folder / "sitecustomize.py").write_text(faults)
     return folder
+
+
+def planted_environment(folder: Path) -> dict[str, str]:
+    """Of a command whose child, too, finds what :func:`plant` wrote there."""
+    return environment(PYTHONPATH=f"{folder}:{environment()['PYTHONPATH']}")
 
 
 def crash_among_others(slide: Path, folder: Path, reads: int, wanted: dict[str, bytes]) -> tuple[bool, bool]:
@@ -53,11 +60,10 @@ def crash_among_others(slide: Path, folder: Path, reads: int, wanted: dict[str, 
     names = ["a", f"after{reads:03d}", "z"]
     for name in names:
         shutil.copyfile(slide, folder / f"{name}.svs")
-    paths = f"{plant(folder / 'site')}:{environment()['PYTHONPATH']}"
     slides = [str(folder / f"{name}.svs") for name in names]
     done = subprocess.run(
         [*COMMAND, *slides, "-o", str(folder / "out"), "--json", "--threads", "1"],
-        env=environment(PYTHONPATH=paths),
+        env=planted_environment(plant(folder / "site")),
         capture_output=True,
         text=True,
         check=False,

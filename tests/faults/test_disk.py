@@ -15,6 +15,7 @@ from tests.faults.kills import changes
 from tests.faults.runs import COMMAND, environment, fork, resume, run, visible, wait
 from tests.faults.syscalls import FaultAt, disk_full, read_only, share_gone
 from wsiengine.errors import OutputError
+from wsiengine.scratch import Scratch
 
 
 @pytest.mark.parametrize("fault", [disk_full, read_only, share_gone])
@@ -72,6 +73,19 @@ def test_a_small_disk_fills_up(slide: Path, wanted: dict[str, bytes], small_disk
     resumed = resume(slide, out, wanted)
     assert resumed.equal
     assert resumed.tiles > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount a tmpfs")
+def test_scratch_files_take_their_room_when_they_are_made(small_disk: Path) -> None:
+    """Where it is lacking is said then: a mapping without its space would end the process by SIGBUS."""
+    make = Scratch(small_disk, 0)
+    make.zeros((32 << 10,), "u1")[:] = 1
+    with pytest.raises(OutputError, match="No space left on device") as refused:
+        make.zeros((1 << 20,), "u1")
+    assert "free some space" in str(refused.value.hint)
+    with pytest.raises(OutputError, match="1 MiB are needed"):
+        make.require(1 << 20)
+    assert not list(small_disk.iterdir())
 
 
 def test_a_folder_that_may_only_be_read(slide: Path, tmp_path: Path) -> None:

@@ -176,3 +176,14 @@ def test_adversarial_files_are_read_or_refused_in_words(tmp_path: Path, files: d
         verdict = examine(path, original, Mutant("none", original.data, ((0, 1),), True), dict.fromkeys(READERS))
         assert verdict.good, (path.name, str(verdict))
         assert np.any(np.array(verdict.outcomes) != 0)
+
+
+@pytest.mark.parametrize("reader", [None, "direct", "openslide", "tiffslide", "flat"])
+def test_an_image_larger_than_its_tiles_is_refused(files: dict[str, Path], tmp_path: Path, reader: str | None) -> None:
+    """OpenSlide read such a slide as 65,535 px wide, its rows of tiles in the wrong places."""
+    path = tmp_path / "wide.svs"
+    path.write_bytes(files["jpeg-svs.svs"].read_bytes())
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["ImageWidth"].overwrite(65_535)  # type: ignore[union-attr]
+    with pytest.raises(UnreadableSlide, match=r"is said to be 65,535 × .* px, which takes .* tiles; it has"):
+        open_slide(path, reader=reader)

@@ -1,7 +1,6 @@
 """A reader that crashes or hangs costs its own slide; the others are finished and the exit code tells."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.crashes import plant
+from tests.faults.crashes import plant, planted_environment
 from tests.faults.runs import COMMAND, contents, environment
 from wsiengine.cli import main
 
@@ -65,25 +64,86 @@ def test_a_hang_is_given_up(
     assert same(tmp_path / "out" / "z", wanted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.usefixtures("planted")
-def test_stopping_the_command_stops_its_process(slide: Path, tmp_path: Path, number: signal.Signals) -> None:
-    named = slides(slide, tmp_path / "in", "hang", "z")
-    paths = os.pathsep.join([str(tmp_path / "site"), environment()["PYTHONPATH"]])
-    process = subprocess.Popen(
-        [*COMMAND, *named, "-o", str(tmp_path / "out")],
-        env=environment(PYTHONPATH=paths),
+def command(folder: Path, *named: str) -> "subprocess.Popen[str]":
+    """The command in a process of its own, with the faults planted in it and in its child."""
+    return subprocess.Popen(
+        [*COMMAND, *named, "-o", str(folder / "out")],
+        env=planted_environment(plant(folder / "site")),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def await_lock(folder: Path, process: "subprocess.Popen[str]") -> None:
     until = time.monotonic() + 60
-    while not (tmp_path / "out" / "hang" / ".work" / "lock").exists():
+    while not (folder / ".work" / "lock").exists():
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.05)
+
+
+def test_a_crash_on_the_only_slide_is_said_in_words(slide: Path, tmp_path: Path) -> None:
+    process = command(tmp_path, *slides(slide, tmp_path / "in", "crash"))
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert errors.splitlines() == [
+        "error    crash.svs: The process that read the slide ended by SIGSEGV.",
+        "try      the file is damaged in a way that its reader does not survive: convert it anew, or leave it out.",
+    ]
+    assert "note     crash.svs: The process that read the slide ended by SIGSEGV. It is tried again." in said
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_the_only_slide_goes_on_after_its_process_was_killed(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path
+) -> None:
+    process = command(tmp_path, *slides(slide, tmp_path / "in", "once"))
+    said, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert "ended by SIGKILL. It is tried again." in said
+    assert same(tmp_path / "out", wanted)
+
+
+def test_a_hang_on_the_only_slide_is_given_up(slide: Path, tmp_path: Path) -> None:
+    process = command(tmp_path, *slides(slide, tmp_path / "in", "hold"), "--patience", "8")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert errors.startswith("error    hold.svs: There was no progress for 8 s: the slide was given up.\n")
+    assert "--patience" in errors
+
+
+def test_a_pause_of_the_command_pauses_its_process(slide: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:
+    """Ctrl-Z, then ``fg``."""
+    process = command(tmp_path, *slides(slide, tmp_path / "in", "a"))
+    await_lock(tmp_path / "out", process)
+    both = [process.pid, *_children(process.pid)]
+    process.send_signal(signal.SIGTSTP)
+    until = time.monotonic() + 20
+    while any(_state(pid) != "T" for pid in both):
+        assert time.monotonic() < until, [_state(pid) for pid in both]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    assert same(tmp_path / "out", wanted)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("names", [("hang", "z"), ("hang",), ("hold",)], ids=["of two", "alone", "holding on"])
+def test_stopping_the_command_stops_its_process(
+    slide: Path, tmp_path: Path, number: signal.Signals, names: tuple[str, ...]
+) -> None:
+    process = command(tmp_path, *slides(slide, tmp_path / "in", *names))
+    await_lock(tmp_path / "out" / names[0] if len(names) > 1 else tmp_path / "out", process)
     children = _children(process.pid)
     assert len(children) == 1
+    if names == ("hold",):
+        time.sleep(1)  # into the call that does not come back
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     if number == signal.SIGKILL:
@@ -133,11 +193,12 @@ def test_looking_on_costs_no_libraries(slide: Path, tmp_path: Path) -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_nobody_listens_any_more(slide: Path, tmp_path: Path) -> None:
-    named = slides(slide, tmp_path / "in", "a", "b")
-    command = " ".join(f"'{word}'" for word in [*COMMAND, *named, "-o", str(tmp_path / "out")])
+@pytest.mark.parametrize("names", ["ab", "a"])
+def test_nobody_listens_any_more(slide: Path, tmp_path: Path, names: str) -> None:
+    named = slides(slide, tmp_path / "in", *names)
+    line = " ".join(f"'{word}'" for word in [*COMMAND, *named, "-o", str(tmp_path / "out")])
     done = subprocess.run(
-        ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"],
+        ["bash", "-c", f"{line} | true; exit ${{PIPESTATUS[0]}}"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -145,4 +206,3 @@ def test_nobody_listens_any_more(slide: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr == ""
-    assert sys.executable in command

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.faults.crashes import plant, planted_environment
 from tests.faults.runs import MARKS, SIZE, environment, run
 from tests.planted_slides import paint
 from tests.qupath_rules import check
@@ -27,8 +28,6 @@ def refuse(event, args):
         os.write(2, f"NETWORK {event} {args}".encode())
         os._exit(99)
 sys.addaudithook(refuse)
-from wsiengine.cli import main
-sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -96,13 +95,14 @@ def test_no_network_during_a_run(slide: Path, tmp_path: Path) -> None:
         ["info", str(slide)],
         ["models"],
     )
+    watched = planted_environment(plant(tmp_path / "site", NO_NETWORK))  # in every process that a command starts
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-c", NO_NETWORK, *command], env=environment(), capture_output=True, text=True, check=False
-        )
+        words = [sys.executable, "-m", "wsiengine", *command]
+        done = subprocess.run(words, env=watched, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    talks = f"{NO_NETWORK.rsplit('from', 1)[0]}import socket; socket.create_connection(('127.0.0.1', 9), 1)"
-    assert subprocess.run([sys.executable, "-c", talks], capture_output=True, check=False).returncode == 99
+    talks = "import socket; socket.create_connection(('127.0.0.1', 9), 1)"
+    done = subprocess.run([sys.executable, "-c", talks], env=watched, capture_output=True, check=False)
+    assert done.returncode == 99
 
 
 @pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755)])

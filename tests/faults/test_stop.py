@@ -3,14 +3,14 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.faults.crashes import plant, planted_environment
 from tests.faults.kills import journalled_tiles
-from tests.faults.runs import COMMAND, TILES, environment, resume
+from tests.faults.runs import COMMAND, TILES, resume
 
 # Two ways to be busy for long: worker threads in a block that takes a minute, and the main thread in one call that
 # never comes back to the interpreter to look for signals.
@@ -31,13 +31,16 @@ def stuck(*args):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 store.write_store = stuck
 """
-MAIN = "import sys; from wsiengine.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def _start(slow: str, slide: Path, out: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", slow + MAIN, *COMMAND[3:], str(slide), "-o", str(out), "--threads", "2"]
     return subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*COMMAND, str(slide), "-o", str(out), "--threads", "2"],
+        env=planted_environment(plant(out.with_name("site"), slow)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -6,12 +6,12 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.faults.crashes import plant, planted_environment
 from tests.faults.runs import COMMAND, TILES, contents, environment, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # later Pythons, of forking
@@ -127,14 +127,8 @@ def test_runs_inside_worker_processes(slide: Path, wanted: dict[str, bytes], tmp
 
 @pytest.mark.parametrize("library", ["onnxruntime", "openslide", "zarr"])
 def test_a_missing_library_is_named(slide: Path, tmp_path: Path, library: str) -> None:
-    code = f"import sys; sys.modules[{library!r}] = None; from wsiengine.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *COMMAND[3:], str(slide), "-o", str(tmp_path / "out")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    site = plant(tmp_path / "site", f"import sys; sys.modules[{library!r}] = None")
+    done = _infer(slide, tmp_path / "out", env=planted_environment(site))
     assert done.returncode == 1
     assert library in done.stderr.lower().replace(" ", "")
     assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from wsikernels.components import joined_labels, label_components, renumbered, touching_pairs
+from wsikernels.components import joined_labels, label_components, label_values, renumbered, touching_pairs
 
 
 def mask_of(seed, shape=(17, 23), density=0.55):
@@ -65,3 +65,30 @@ def test_bad_input():
         joined_labels(2, np.array([[1, 3]]))
     with pytest.raises(ValueError, match="equal length"):
         touching_pairs(np.zeros(3), np.zeros(4))
+
+
+@given(seed=st.integers(0, 999), shape=st.tuples(st.integers(0, 9), st.integers(0, 9)))
+def test_parts_of_equal_value_are_those_of_each_value_in_turn(seed: int, shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(seed).integers(0, 4, shape, np.uint8)
+    labels, found = label_values(values)
+    expected, of_each = np.zeros(values.shape, np.int32), []
+    for value in range(1, 4):
+        parts, count = label_components(values == value, eight=False)
+        expected[parts > 0] = parts[parts > 0] + len(of_each)
+        of_each += [value] * count
+    np.testing.assert_array_equal(labels, expected)
+    assert found.tolist() == of_each
+
+
+def test_more_labels_than_the_table_begins_with() -> None:
+    mask = np.zeros((99, 99), bool)
+    mask[::2, ::2] = True
+    labels, count = label_components(mask, eight=False)
+    assert count == 2500
+    assert labels[mask].tolist() == list(range(1, 2501))
+
+
+@pytest.mark.parametrize("values", [np.zeros((3, 3), bool), np.zeros(3, np.uint8)])
+def test_a_map_of_another_kind_is_refused(values: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="a map of values is uint8"):
+        label_values(values)

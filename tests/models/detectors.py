@@ -29,6 +29,7 @@ class Planted:
     """Of what the detector is made.
 
     ``order`` and ``coordinates`` are the card's; ``masks`` is None, roi or full; ``background`` shifts the labels.
+    ``deep``: grey of 16 bits, as uint16, or as float32 in the values themselves.
     ``wrong`` breaks it: nan, outside, reversed, score, label, mask.
     """
 
@@ -43,6 +44,7 @@ class Planted:
     columns: bool = False
     masks: str | None = None
     grey: bool = False
+    deep: str | None = None
     pad: int | None = None
     wrong: str | None = None
     batched: bool = False
@@ -111,8 +113,9 @@ def _write_card(folder: Path, what: Planted, outputs: dict, detection: dict, top
             "size_px": what.side,
             "mpp": what.mpp,
             "layout": "NHWC",
-            "dtype": "uint8",
-            **({"channels": 1} if what.grey else {}),
+            "dtype": what.deep or "uint8",
+            **({"channels": 1} if what.grey or what.deep else {}),
+            **({"depth": 16} if what.deep else {}),
             **({"pad": what.pad} if what.pad is not None else {}),
         },
         "outputs": outputs,
@@ -130,7 +133,7 @@ def _write_card(folder: Path, what: Planted, outputs: dict, detection: dict, top
 def _rectangles(what: Planted) -> onnx.ModelProto:
     g, side = _Graph(), what.side
     x = g("Cast", g("Transpose", "tiles", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
-    if what.grey:
+    if what.grey or what.deep:
         x = g("Concat", x, x, x, axis=1)
     red, green, blue = (g("Slice", x, [k], [k + 1], [1]) for k in range(3))
     colours = np.array(list(COLOURS.values()), np.float32)
@@ -148,11 +151,12 @@ def _rectangles(what: Planted) -> onnx.ModelProto:
     down = g("GatherND", _next(g, outside, side, axis=2), at)
     left, top = g("Cast", x0, to=TensorProto.FLOAT), g("Cast", y0, to=TensorProto.FLOAT)
     at_blue = g("Mul", at, np.array([1, 0, 1, 1], np.int64))
-    score = g("Div", g("GatherND", blue, at_blue), np.float32(255))
+    score = g("Div", g("GatherND", blue, at_blue), np.float32(65535 if what.deep else 255))
     _outputs(what, g, (left, top, right, down), score, label)
     names = {"boxes": 1, "scores": 1, **({} if what.matrix else {"labels": 7}), **({"masks": 1} if what.masks else {})}
     out = [helper.make_tensor_value_info(n, kind, None) for n, kind in names.items()]
-    tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, [1, side, side, 1 if what.grey else 3])
+    kind = {"uint16": TensorProto.UINT16, "float32": TensorProto.FLOAT}.get(what.deep or "", TensorProto.UINT8)
+    tiles = helper.make_tensor_value_info("tiles", kind, [1, side, side, 1 if what.grey or what.deep else 3])
     graph = helper.make_graph(g.nodes, "planted", [tiles], out, g.constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 

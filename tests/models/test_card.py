@@ -149,7 +149,7 @@ BAD = [
     ("input.mpp", float("nan"), "a number above 0"),
     ("input.mpp", [1, 2, 3], "a number above 0"),
     ("input.layout", "HWC", "needed NHWC or NCHW"),
-    ("input.dtype", "int8", "needed uint8 or float32 or float16"),
+    ("input.dtype", "int8", "needed uint8 or uint16 or float32 or float16"),
     ("input.dtype", "float16", "dtype float16 needs layout NCHW"),
     ("input.range", [1, 0], "needed [low, high] with low < high"),
     ("input.range", [0, 1], "dtype uint8 takes pixels as they are"),

@@ -11,18 +11,24 @@ from tests.training.fields import write_sets
 from wsiengine.errors import OutputConflict, WsiError
 from wsiengine.models.card import load_card
 from wsiengine.models.runtime import Runtime
-from wsiengine.training import cells, export, figures, loop, release, scoring, validate
+from wsiengine.training import cells, evidence, export, figures, loop, release, scoring, validate
 from wsiengine.training.crc5 import RECIPE
 from wsiengine.training.data import read_fields
 from wsiengine.training.decision import MiddleRule
+from wsiengine.training.other_stain import remaining_say
 
 SHORT = {"iterations": 4, "batches": (4, 2), "sides_px": (64, 96), "frozen_blocks": 1, "threads": 1}
 TINY = replace(RECIPE, folds=(1,), **SHORT)
 
 
 @pytest.fixture(scope="module")
-def fields(tmp_path_factory):
-    return read_fields(write_sets(tmp_path_factory.mktemp("data")))
+def data(tmp_path_factory):
+    return write_sets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def fields(data):
+    return read_fields(data)
 
 
 @pytest.fixture
@@ -92,16 +98,36 @@ def test_scores_go_to_a_file_and_back(fields, small, trained, tmp_path):
         scoring.load_scores([tmp_path / "a.npz", tmp_path / "a.npz"], fields)
 
 
+def shipped(network):
+    """What the file says: the network with the rule for other stains."""
+
+    def predict(tiles):
+        with torch.inference_mode():
+            cam, gate = network(torch.from_numpy(tiles).permute(0, 3, 1, 2))
+        say = np.stack([remaining_say(tile, release.STAINS) for tile in tiles])[:, None]
+        return (cam.numpy() * say).mean(axis=(2, 3)), gate.sigmoid().mean(dim=(1, 2)).numpy()
+
+    return predict
+
+
 @pytest.mark.parametrize("name", ["crc5", "crc5-ebhi"])
-def test_the_bundle_is_a_model_that_the_engine_runs(name, fields, small, trained, tmp_path):
+def test_the_bundle_is_a_model_that_the_engine_runs(name, data, fields, small, trained, tmp_path):
     sources = ("ebhi",) if name == "crc5-ebhi" else TINY.sources
     recipe, bundle = replace(TINY, sources=sources), release.BUNDLES[name]
     network = MiddleRule(0.2, 1.0).built_in(loop.load_trained(trained))
     splits = {"without-glas": {"rule": {"glas": {"balanced_accuracy": 0.6}}}}
-    found = release.gather(network, recipe, fields, None, splits)
-    assert {f["cases"] for f in found["held_out"]["image"].values()} <= {3, 2, 8}
+    found = release.gather(recipe, fields, None, splits)
     release.write_model(network, recipe, bundle, tmp_path / "model", found)
+    report = evidence.measure(tmp_path / "model", data, "0")
+    evidence.write_evidence(tmp_path / "model", report, "0")
     card = load_card(tmp_path / "model" / "card.json")
+    assert json.loads((tmp_path / "model" / "figures.json").read_text())["held_out"] == report
+    assert report["image"]["n"] == sum(f.fold == 0 and f.source in sources and f.label != "Polyp" for f in fields)
+    assert report["answers"]["image"]["Polyp"]["n"] == 1
+    assert list(report.get("sets", {})) == (list(sources) if len(sources) > 1 else [])
+    assert card.evaluation_command == f"wsiengine evaluate --model {name} --data DIR/crc --sets own --folds 0"
+    assert f"from {report['image']['balanced_accuracy']['low']:.3f}" in card.description
+    assert card.classes[0].evidence["images_tested"] == report["image"]["per_class"]["Normal"]["n"]
     assert [c.name for c in card.map_classes] == ["Normal", "Adenoma", "Adenocarcinoma"]
     assert len(card.classes) == (3 if name == "crc5-ebhi" else 5)
     if name == "crc5":
@@ -113,7 +139,7 @@ def test_the_bundle_is_a_model_that_the_engine_runs(name, fields, small, trained
     pixels[:, :448, 1] //= 3  # pink
     pixels[:, 448:] = pixels[:, 448:] // 3 + np.array([150, 90, 20], np.uint8)  # brown
     scores = Runtime(card, device="cpu").scores(pixels, np.array([[0, 0], [0, 224], [0, 448]]))
-    logits, epithelium = release.shipped(export.widened(network))(np.stack(np.split(pixels, 3, axis=1)))
+    logits, epithelium = shipped(export.widened(network))(np.stack(np.split(pixels, 3, axis=1)))
     np.testing.assert_allclose(scores[:, :2], logits[:, :2], atol=2e-4)
     np.testing.assert_allclose(scores[:, -1], epithelium, atol=1e-4)
     assert np.abs(logits[0]).max() > 1e-3
@@ -158,6 +184,7 @@ def test_temperature_undoes_overconfidence(fields):
     assert claimed == pytest.approx(0.75, abs=0.03)
     rule = figures.uncertain_below(scores, temperature)
     assert rule["below"] == 0.7
+    assert figures.uncertain_below(scores, 1000.0)["below"] == figures.LEAST_SURE  # never below a third and a quarter
 
 
 def test_false_diagnoses_are_counted(fields):

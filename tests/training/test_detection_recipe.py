@@ -89,6 +89,17 @@ def test_a_bad_recipe_gets_words(change: dict, says: str) -> None:
         DetectionRecipe.of(RECIPE | change, Path("recipe.json"))
 
 
+def test_a_class_that_no_card_takes_is_refused_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_images(tmp_path / "data", 3)
+    (data / "classes.txt").write_text("blue: dark\nred")
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
+    assert main(["train", str(tmp_path / "recipe.json"), "--data", str(data), "-o", str(tmp_path / "m")]) != 0
+    assert "blue: dark" in capsys.readouterr().err
+    assert not (tmp_path / "m" / "training").exists()
+
+
 def test_one_image_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_images(tmp_path / "data", 1)
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))

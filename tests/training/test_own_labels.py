@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 
 import wsiengine.training
 from tests.training.fields import draw
+from wsiengine.cli import main
 from wsiengine.errors import UnreadableSlide, WsiError
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
@@ -85,7 +87,7 @@ def test_names_that_no_card_takes_are_refused_before_the_training(tmp_path):
 def test_splits_spread_every_class(tmp_path):
     one = read_labels(write_folders(tmp_path), mpp=0.5)[0]
     fields = [
-        replace(one, case=f"{label}{case}", label=label, fold=-1)
+        replace(one, case=f"{label}{case}", label=label, finding=label, fold=-1)
         for label, cases in (("a", 50), ("b", 10), ("c", 5))
         for case in range(cases)
         for _ in range(case % 3 + 1)
@@ -95,6 +97,20 @@ def test_splits_spread_every_class(tmp_path):
         for fold in range(5):
             assert len({f.case for f in split if f.label == label and f.fold == fold}) == per_fold
     assert len({(f.case, f.fold) for f in split}) == 65
+    merged = split_by_case([replace(f, label="a") for f in fields])
+    assert [f.fold for f in merged] == [f.fold for f in split]  # other words for the classes are no other folds
+
+
+def test_folds_are_those_of_the_whole_table(tmp_path):
+    names = [f.image.relative_to(tmp_path) for f in read_labels(write_folders(tmp_path), mpp=0.5)]
+    rows = [{"file": n, "class": n.parts[0], "case": f"c{k}", "scanner": k % 3} for k, n in enumerate(names)]
+    write_table(tmp_path, rows)
+    folds = {f.image: f.fold for f in read_labels(tmp_path, mpp=0.5)}
+    some = read_labels(tmp_path, mpp=0.5, where={"scanner": "1"})
+    assert len(some) == 8
+    assert all(folds[f.image] == f.fold for f in some)
+    with pytest.raises(WsiError, match=r"no row of .* has scanner = 7"):
+        read_labels(tmp_path, mpp=0.5, where={"scanner": "7"})
 
 
 def test_a_table_says_case_fold_and_scale(tmp_path):
@@ -216,11 +232,30 @@ def test_from_labels_to_a_model_that_runs(small, tmp_path):
     assert Runtime(card, device="cpu").scores(pixels, np.array([[0, 0]])).shape == (1, 2)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     tested = [f for f in read_labels(tmp_path / "data", mpp=0.5) if f.fold == 0]
-    assert report["held_out"]["image"]["all"]["rows"] == len(tested) > 0
+    assert report["held_out"]["image"]["n"] == len(tested) > 0
     picture = cv2.imread(str(out / "curves.png"))
     assert picture.shape[2] == 3
     assert "Held-out fold" in (out / "report.md").read_text(encoding="utf-8")
     assert said[-1].startswith("held out: balanced accuracy")
+
+
+def test_the_cards_command_gives_the_figures_of_the_report(small, tmp_path, capsys):
+    """Labels are merged, and the folds are nobody's but a hash's: the same on both sides all the same."""
+    data = write_folders(tmp_path / "data")
+    (data / "Benign").rename(data / "Adenoma")
+    (tmp_path / "r.json").write_text(
+        json.dumps(json.loads(small.read_text()) | {"merge": {"Adenoma": "Benign tumour"}})
+    )
+    out = wsiengine.training.run(small, data, tmp_path / "out", say=lambda line: None)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))["held_out"]
+    words = shlex.split(load_model(str(out)).evaluation_command)
+    assert words[:2] == ["wsiengine", "evaluate"]
+    places = {"mine": str(out), "DIR": str(data)}
+    assert main([places.get(word, word) for word in words[1:]] + ["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: found[name] for name in report} == report
+    assert found["image"]["per_class"]["Benign tumour"]["n"] > 0
+    assert load_model(str(out)).classes[0].evidence["recall"] == report["image"]["per_class"]["Benign tumour"]["recall"]
 
 
 def test_missing_weights_and_corrupt_images_get_words(small, tmp_path):
@@ -267,7 +302,7 @@ def test_a_table_with_a_case_in_two_folds_is_refused(tmp_path):
     write_folders(tmp_path)
     rows = [{"file": f"Benign/p{i}/0.png", "class": "Benign", "case": "c", "fold": i, "mpp": 0.5} for i in range(2)]
     write_table(tmp_path, rows)
-    with pytest.raises(WsiError, match="1 cases are in two folds: c"):
+    with pytest.raises(WsiError, match="1 case is in two folds: c"):
         read_labels(tmp_path)
 
 

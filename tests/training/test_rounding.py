@@ -11,6 +11,8 @@ from onnx import numpy_helper
 from tests.training.fields import write_sets
 from tests.training.test_export import session, unsettle
 from wsiengine.errors import WsiError
+from wsiengine.evaluating import Rows
+from wsiengine.evaluation_report import predicted
 from wsiengine.models.card import load_card
 from wsiengine.models.integrity import check_files
 from wsiengine.models.session import open_runtime
@@ -232,6 +234,21 @@ def test_what_it_costs_stands_on_the_card(model, tmp_path):
     assert again["agreement"] == card.variants["int8"].agreement
 
 
+def test_a_format_can_be_measured_and_not_kept(model, tmp_path):
+    trained, held_out = sides(write_sets(tmp_path / "data", images=4))
+    before = load_card(model / "card.json")
+    precisions.add_precisions(model, ["fp16"], trained, held_out, keep=False)
+    card = load_card(model / "card.json")
+    check_files(card)
+    assert card.variants == {}
+    assert card.resources == before.resources
+    assert not (model / "m.fp16.onnx").exists()
+    measured = card.precision["measured"]["fp16"]
+    assert measured["images"] == len(held_out)
+    assert measured["agreement"] > 0.5
+    assert "file" not in measured
+
+
 def test_what_cannot_be_quantised_gets_words(model, tmp_path):
     trained, held_out = sides(write_sets(tmp_path / "data"))
     with pytest.raises(WsiError, match="in training and in test"):
@@ -243,10 +260,7 @@ def test_what_cannot_be_quantised_gets_words(model, tmp_path):
 
 
 def test_answers_differ_by_class_gate_and_doubt():
-    rows = precisions.Rows(
-        np.array([[0.9, 0.1], [0.45, 0.55], [0.9, 0.1]]),
-        np.array([True, True, False]),
-        np.zeros(3, int),
-        *[np.arange(3)] * 2,
-    )
-    assert precisions.answers(rows, 0.6).tolist() == [0, 1001, 1000]
+    probability = np.array([[0.9, 0.1], [0.45, 0.55], [0.9, 0.1]])
+    gate, judged = np.array([0.9, 0.9, 0.1]), np.array([True, True, False])
+    rows = Rows(("a", "b"), (), np.zeros(3, np.int64), probability, gate, judged, np.full(3, np.nan))
+    assert predicted(rows, 0.6).tolist() == [0, 3, 2]

@@ -105,7 +105,7 @@ def test_a_table_says_case_fold_and_scale(slides, tiles, tmp_path):
     assert {(f.case, f.fold) for f in fields} == {("p7", 3)}
     assert 0.15 * len(tiles) < len(fields) < 0.4 * len(tiles)  # a quarter of the area
     torn = [replace(found[0], fold=1), found[1]]
-    with pytest.raises(WsiError, match="1 cases are in two folds: p7"):
+    with pytest.raises(WsiError, match="1 case is in two folds: p7"):
         cut_slides(torn, Labels(), HOW, tmp_path / "u")
 
 

@@ -1,5 +1,6 @@
 """Views: drawn once, used by the trainings whose side they belong to; the network above them is the whole one's."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import VIEW_RECIPE
 from wsiengine.training.data import load, read_fields
 from wsiengine.training.loop import load_trained
+from wsiengine.training.release import command
 from wsiengine.training.sampling import UNREADABLE, Sampler
 from wsiengine.training.scoring import image_name
 
@@ -64,6 +66,28 @@ def test_views_come_back_from_files(drawn, tmp_path):
     both = views.Views.read([tmp_path / "a.npz", tmp_path / "a.npz"])
     np.testing.assert_array_equal(both.maps[120:], drawn.maps)
     assert both.field.tolist() == drawn.field.tolist() * 2
+    assert both.drawn == ((120, 3), (120, 3))
+
+
+def test_views_of_other_steps_do_not_go_together(fields, network, drawn, from_chance, tmp_path):
+    pixels = [load(f, 1.0) for f in fields]
+    sampler = Sampler(pixels, RECIPE.classes, RECIPE.joins, RECIPE.shares, cell_px=STRIDE_PX, seed=0)
+    earlier = views.make_views(network, sampler, [image_name(f) for f in fields], 3, seed=3, steps=8)
+    assert (drawn.maps.shape[3], earlier.maps.shape[3]) == (96, 64)
+    earlier.save(tmp_path / "earlier.npz")
+    drawn.save(tmp_path / "drawn.npz")
+    assert views.Views.read([tmp_path / "earlier.npz"]).steps == 8
+    with pytest.raises(WsiError, match="views of 8 and of 14 steps do not go together"):
+        views.Views.read([tmp_path / "earlier.npz", tmp_path / "drawn.npz"])
+    with pytest.raises(WsiError, match="views of 8 steps, and a recipe that freezes 14"):
+        views.train_on_views(fields, RECIPE, earlier, backbone=None, out=tmp_path / "run")
+    with torch.inference_mode():
+        upper = views.UpperNet(3, 8).eval()
+        upper.load_state_dict(network.state_dict())
+        part, _ = upper(torch.from_numpy(earlier.maps).view(torch.bfloat16).float().permute(0, 3, 1, 2))
+        tiles = np.stack([sampler.draw(np.random.default_rng((3, i)), views.SIDE_PX).tile for i in range(3)])
+        whole, _ = network(torch.from_numpy(tiles).permute(0, 3, 1, 2), 8)
+    np.testing.assert_allclose(part, whole, atol=2e-3)
 
 
 def test_neither_a_tested_field_nor_its_stain_is_trained_on(fields, drawn):
@@ -113,6 +137,12 @@ def test_training_on_views_leaves_a_trainings_folder(fields, drawn, from_chance,
     network = views.train_on_views(fields, RECIPE, drawn, backbone=None, out=tmp_path / "run")
     again = load_trained(tmp_path / "run")
     assert type(again) is type(network) is CellNet  # it takes pixels
+    said = json.loads((tmp_path / "run" / views.DRAWN).read_text())
+    assert command(RECIPE, said) == (
+        "python -m wsiengine.training.views --data DIR --to views3.npz --count 120 --seed 3 --steps 14 --threads 1 && "
+        "python -m wsiengine.training.crc5 --data DIR --out RUN --views views3.npz --folds 1 --iterations 3 --seed 0 "
+        "--threads 1"
+    )
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
     with pytest.raises(OutputConflict, match="another recipe"):
         views.train_on_views(fields, replace(RECIPE, seed=1), drawn, backbone=None, out=tmp_path / "run")

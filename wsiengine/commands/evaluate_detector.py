@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiengine.models.card import Card
@@ -12,16 +13,20 @@ if TYPE_CHECKING:
     from wsiengine.datasets.rows import DetectionSet
 
 
-def run(args: argparse.Namespace, card: Card, merge: dict[str, str], folds: Sequence[int] | None) -> int:
-    """Score the model on the annotated images of ``args.data``; print a table, or JSON."""
+def run(args: argparse.Namespace, data: Path, card: Card, merge: dict[str, str], folds: Sequence[int] | None) -> int:
+    """Score the model on the annotated images of ``data``; print a table, or JSON."""
+    from wsiengine.commands.evaluate import counter
     from wsiengine.datasets.reading import read_detections
     from wsiengine.evaluating_detection import score_detector
     from wsiengine.output import make_folder
 
-    found = renamed(read_detections(args.data), merge).chosen(folds)
+    found = renamed(read_detections(data), merge).chosen(folds)
     if args.source_mpp:
         found = replace(found, images=tuple(replace(row, mpp_yx=args.source_mpp) for row in found.images))
-    report = score_detector(found, card, args.model, device=args.device, threads=args.threads)
+    report = score_detector(
+        found, card, args.model, progress=counter("images"), device=args.device, threads=args.threads
+    )
+    report["left_out"] = left_out = unknown_classes(found, [c.asserted_as or c.name for c in card.classes])
     if args.output:
         make_folder(args.output)
         (args.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -29,9 +34,24 @@ def run(args: argparse.Namespace, card: Card, merge: dict[str, str], folds: Sequ
         print(json.dumps(report, ensure_ascii=False))
         return 0
     print(f"model  {card.name} {card.version} · {len(found.images):,} images · {found.objects:,} annotated objects")
+    if left_out:
+        named = ", ".join(f"{name} ({count:,})" for name, count in left_out.items())
+        print(f"left out  objects whose class is no class of {card.name}: {named} (--map LABEL=CLASS counts them)")
     for line in table_lines(report):
         print(line)
     return 0
+
+
+def unknown_classes(found: "DetectionSet", known: Sequence[str]) -> dict[str, int]:
+    """Objects by class of those that the model does not know; one class here and one there are the same."""
+    if len(found.classes) == len(known) == 1:
+        return {}
+    counts = {
+        name: sum(int((row.objects.labels == k).sum()) for row in found.images)
+        for k, name in enumerate(found.classes)
+        if name not in known
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def renamed(found: "DetectionSet", merge: dict[str, str]) -> "DetectionSet":

@@ -3,20 +3,21 @@
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from wsiengine.errors import WsiError
 from wsiengine.models.card import Card
 
 
-def run(args: argparse.Namespace, card: Card) -> int:
-    """Score the model on the images of ``args.data``; print a table, or JSON."""
+def run(args: argparse.Namespace, data: Path, card: Card) -> int:
+    """Score the model on the images of ``data``; print a table, or JSON."""
+    from wsiengine.commands.evaluate import counter, pairs
     from wsiengine.evaluating_objects import read_drawn, score_segmenter
     from wsiengine.output import make_folder
 
-    images = read_drawn(args.data, where=_where(args.where), mpp_yx=args.source_mpp)
+    images = read_drawn(data, where=pairs(args.where, "--where"), mpp_yx=args.source_mpp)
     options = {"device": args.device, "threads": args.threads, "precision": args.precision}
-    found = score_segmenter(images, args.model, **options)
+    found = score_segmenter(images, args.model, progress=counter("images"), **options)
     if args.output:
         make_folder(args.output)
         (args.output / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -38,13 +39,3 @@ def run(args: argparse.Namespace, card: Card) -> int:
 def _line(name: str, scores: Mapping[str, Any], images: int) -> str:
     shares = "".join(f"{scores[key]:>8.3f}" for key in ("f1", "precision", "recall", "dice"))
     return f"{name:<37}{images:>7,}{scores['drawn']:>7,}{scores['found']:>7,}{shares}{scores['hausdorff_px']:>11.1f}"
-
-
-def _where(pairs: list[str]) -> dict[str, str]:
-    where = {}
-    for pair in pairs:
-        column, equals, value = pair.partition("=")
-        if not (column and equals):
-            raise WsiError(f"--where {pair} says nothing", hint="write --where split=testA")
-        where[column] = value
-    return where

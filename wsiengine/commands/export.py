@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from wsiengine.finishing import make_annotations, qupath_offset, summarise, tile_objects
     from wsiengine.result import Result
+    from wsiengine.tasks.detect import nothing_below
     from wsiengine.truth import Truth
     from wsiengine.wording import area_lines, summary_words
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     }
     finish = replace(result.finish(), tiles=args.tiles, **{k: v for k, v in changes.items() if v is not None})
     annotations = make_annotations(truth, truth.map(), finish)
+    note = nothing_below(args.threshold, getattr(truth.layout, "minimum_score", 0.0))
     path = _path(args)
     if path.suffix == ".zarr":
         written = _write_table(truth, annotations, path)
@@ -56,10 +58,13 @@ def run(args: argparse.Namespace) -> int:
         written = write(objects, path, offset_l0=qupath_offset(truth))
     summary = summarise(truth, annotations)
     if args.json:
-        print(json.dumps({"summary": summary, "files": [str(p) for p in written]}, ensure_ascii=False))
+        facts = {"summary": summary, "files": [str(p) for p in written], **({"note": note} if note else {})}
+        print(json.dumps(facts, ensure_ascii=False))
         return 0
     smoothing = "" if truth.task.name == "detect" else f" · smoothing {finish.smoothing_um:g} µm"
     print(f"{'drawn':<9}threshold {finish.threshold:g}{smoothing}")
+    if note:
+        print(f"{'note':<9}{note}")
     print(f"{'result':<9}{summary_words(summary)}")
     for area in area_lines(summary):
         print(f"{'area':<9}{area}")

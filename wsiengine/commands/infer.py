@@ -1,8 +1,9 @@
-"""``wsiengine infer``: many slides, one after the other; a bad one does not stop the rest."""
+"""``wsiengine infer``: many slides, without a gap between two; a bad one does not stop the rest."""
 
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from wsiengine.terminal import Display, make_display
 
 if TYPE_CHECKING:
     from wsiengine.isolation import Reporter
+    from wsiengine.result import Result
 
 SLIDE_SUFFIXES = [
     ".svs",
@@ -51,11 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the results (default: <slide name>.wsiengine; with several slides, one sub-folder each)",
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--overlap", type=fraction, default=0.3, metavar="F", help="of neighbouring tiles (default: 0.3)")
+    run.add_argument(
+        "--overlap", type=fraction, metavar="F", help="of neighbouring tiles (default: 0.3, or what the model needs)"
+    )
     run.add_argument("--batch-size", type=whole, metavar="N", help="tiles per call of the model")
     run.add_argument("--region", type=Path, metavar="GEOJSON", help="analyse only inside this QuPath annotation")
     run.add_argument(
-        "--tissue", default="auto", metavar="auto|none|GEOJSON", help="find the tissue, take all, or a drawn mask"
+        "--tissue",
+        default="auto",
+        metavar="auto|slide|breast|none|GEOJSON",
+        help="find what the card says (tissue on slides), or this; take all; or a drawn mask",
     )
     run.add_argument("--normalise", metavar="RECIPE", help="replace the card's recipe: none, macenko, macenko+clahe, …")
     add_mpp(run)
@@ -79,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1800.0,
         metavar="S",
-        help="of several slides, give one up that shows no progress for so many seconds (default: 1800)",
+        help="give a slide up that shows no progress for so many seconds (default: 1800)",
     )
     run.add_argument(
         "--on-bad-tile",
@@ -106,13 +113,18 @@ def run(args: argparse.Namespace) -> int:
         return 1
     folders = output_folders(slides, args.output)
     pairs = list(zip(slides, folders, strict=True))
-    outcomes = _isolated(args, pairs, display) if len(pairs) > 1 and not args.debug else _in_turn(args, pairs, display)
+    outcomes = (_isolated if _in_own_process(args, slides) else _in_turn)(args, pairs, display)
     rows = [(slide, *outcome) for slide, outcome in zip(slides, outcomes, strict=True)]
     named = [{"slide": row[0], "output": str(folder), "ok": row[1]} for row, folder in zip(rows, folders, strict=True)]
     display(Event("summary", {"slides": named}))
     if len(rows) > 1:
         _summary_table(rows, display)
     return 0 if all(ok for _, ok, _ in rows) and not missing else 1
+
+
+def _in_own_process(args: argparse.Namespace, slides: Sequence[str]) -> bool:
+    """Whether a process is started for the slides: always, but to look for a fault with a debugger."""
+    return not args.debug
 
 
 def _isolated(args: argparse.Namespace, pairs: Sequence[tuple[str, Path]], display: Display) -> list[tuple[bool, str]]:
@@ -139,43 +151,46 @@ def _in_turn(
     display: Display,
     reporter: "Reporter | None" = None,
 ) -> list[tuple[bool, str]]:
-    """Run one slide after the other, telling ``reporter`` of each → outcome of each."""
+    """Run all slides, telling ``reporter`` of each → outcome of each."""
+    from wsiengine.events import InTurn
+    from wsiengine.series import infer_many
+
+    shown = InTurn(display)
+
+    def listener(number: int, event: Event) -> None:
+        if reporter is not None and event.kind == "start":
+            reporter.begun(pairs[number])
+        elif reporter is not None:
+            reporter.alive()
+        shown(number, event)
+        if event.kind == "start" and not number and not args.quiet:
+            _notice(args.model, display)
+
     outcomes = []
-    for pair in pairs:
-        if reporter is not None:
-            reporter.begun(pair)
-        outcomes.append(_one(*pair, args, display, reporter))
-        if reporter is not None:
-            reporter.ended(pair, outcomes[-1])
+    slides, folders = [slide for slide, _ in pairs], [folder for _, folder in pairs]
+    how = {"overwrite": args.overwrite, "listener": listener, **_options(args)}
+    with closing(infer_many(slides, args.model, folders, **how)) as results:
+        for pair, found in zip(pairs, results, strict=True):
+            outcomes.append(_outcome(pair, found, args, display))
+            if reporter is not None:
+                reporter.ended(pair, outcomes[-1])
+            shown.next()
     return outcomes
 
 
-def _one(
-    slide: str, folder: Path, args: argparse.Namespace, display: Display, reporter: "Reporter | None"
+def _outcome(
+    pair: tuple[str, Path], found: "Result | Exception", args: argparse.Namespace, display: Display
 ) -> tuple[bool, str]:
-    """Run one slide → (whether it went well, in a few words)."""
-
-    def listener(event: Event) -> None:
-        if reporter is not None:
-            reporter.alive()
-        display(event)
-
-    from wsiengine.inference import infer
+    """Of one slide: whether it went well, in a few words."""
     from wsiengine.wording import summary_words
 
-    display(Event("start", {"slide": slide, "output": str(folder)}))
     try:
-        if not args.quiet:
-            _notice(args.model, display)
-        result = infer(slide, args.model, folder, overwrite=args.overwrite, listener=listener, **_options(args))
-        return not result.summary.get("unreadable_tiles"), summary_words(result.summary)
-    except BrokenPipeError:  # not the slide's fault: nobody listens any more
-        raise
-    except Exception as error:  # whatever is wrong with this slide must not stop the others
+        if not isinstance(found, Exception):
+            return not found.summary.get("unreadable_tiles"), summary_words(found.summary)
         if args.debug:
-            raise
-        display.error(error, slide=Path(slide).name)
-        return False, str(error).splitlines()[0]
+            raise found
+        display.error(found, slide=Path(pair[0]).name)
+        return False, str(found).splitlines()[0]
     finally:
         display.close()
 
@@ -204,10 +219,13 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _notice(model: str, display: Display) -> None:
-    """The terms of a model's weights, the first time it is used."""
+    """The terms of a model's weights, the first time it is used; what is wrong with it each slide will say."""
     from wsiengine.models.registry import first_use, load_model
 
-    card = load_model(model)
+    try:
+        card = load_model(model)
+    except WsiError:
+        return
     if first_use(card):
         terms = f" (terms: {card.terms})" if card.terms else ""
         text = f"{card.name} {card.version}: {card.licence}{terms}. {card.intended_use}"

@@ -116,6 +116,8 @@ def _show(name: str, *, as_json: bool) -> int:
             print(f"{'verdict':<11}{_class_words(info)}")
     if card.training_command:
         print(f"{'trained by':<11}{card.training_command}")
+    if card.evaluation_command:
+        print(f"{'figures by':<11}{card.evaluation_command}")
     return 0
 
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wsiengine.commands.evaluate import merge_pairs
+    from wsiengine.commands.evaluate import pairs
     from wsiengine.errors import OutputConflict
     from wsiengine.models.registry import ZOO, load_model
     from wsiengine.training import quantise
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     card = load_model(args.model)
     if args.output is None and card.folder.resolve().is_relative_to(ZOO.resolve()):
         raise OutputConflict(f"{card.name} is a bundled model, which is not changed", hint="give -o DIR for a copy")
-    merge = merge_pairs(args.map)
+    merge = pairs(args.map, "--map")
     if has_slides(args.data):
         fields = _tiles_of_slides(args.data, card, merge, args.output or card.folder)
     else:

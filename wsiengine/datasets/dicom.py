@@ -57,6 +57,20 @@ def read_dicom(file: Path) -> DicomImage:
     return DicomImage((samples.astype(np.int64) - low).astype(depth), _spacing(data))
 
 
+def is_grey_image(file: Path) -> bool:
+    """Whether a DICOM file says that it holds one grey image; False where its head, or pydicom, cannot be read."""
+    try:
+        pydicom = _pydicom()
+    except DependencyError:
+        return False
+    try:
+        head = pydicom.dcmread(file, stop_before_pixels=True)
+        frames, samples = int(head.get("NumberOfFrames") or 1), int(head.get("SamplesPerPixel") or 0)
+    except (pydicom.errors.InvalidDicomError, AttributeError, EOFError, ValueError, TypeError, OSError):
+        return False
+    return frames == 1 and samples == 1
+
+
 def _pydicom() -> Any:
     try:
         import pydicom

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from wsiengine.datasets.rows import damaged
 
@@ -21,19 +22,32 @@ def read_pixels(file: Path) -> np.ndarray:
     """
     if not file.is_file():
         raise damaged(file, "there is no such file", "correct the list, or copy the images beside it")
-    suffix = file.suffix.lower()
-    if suffix in _DICOM:
-        from wsiengine.datasets.dicom import read_dicom
-
-        return to_rgb8(read_dicom(file).pixels)
-    if suffix == ".ljpeg":
-        from wsiengine.datasets.ddsm import read_ljpeg
-
-        return to_rgb8(read_ljpeg(file))
+    if file.suffix.lower() in (*_DICOM, ".ljpeg"):
+        return to_rgb8(_samples(file))
     pixels = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
     if pixels is None:
         raise damaged(file, "it is no image that can be decoded", "convert it to PNG, JPEG, TIFF or PGM")
     return to_rgb8(np.ascontiguousarray(pixels[..., ::-1]))
+
+
+def _samples(file: Path) -> np.ndarray:
+    """(rows, cols) uint8 or uint16 of a DICOM or LJPEG file."""
+    if file.suffix.lower() in _DICOM:
+        from wsiengine.datasets.dicom import read_dicom
+
+        return read_dicom(file).pixels
+    from wsiengine.datasets.ddsm import read_ljpeg
+
+    return read_ljpeg(file)
+
+
+def picture_size(file: Path) -> tuple[int, int] | None:
+    """(width, height) by the file's header; None where it is no picture that Pillow knows."""
+    try:
+        with Image.open(file) as picture:
+            return picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def to_rgb8(pixels: np.ndarray) -> np.ndarray:
@@ -46,12 +60,16 @@ def to_rgb8(pixels: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def openable(file: Path) -> Iterator[Path]:
-    """A file that the engine's own readers take: the image itself, or for DICOM and LJPEG a copy while it is needed."""
+def openable(file: Path, *, deep: bool = False) -> Iterator[Path]:
+    """A file that the engine's own readers take: the image itself, or for DICOM and LJPEG a copy while it is needed.
+
+    With ``deep`` the copy has all of the image's bits, else 8.
+    """
     if file.suffix.lower() not in (*_DICOM, ".ljpeg"):
         yield file
         return
+    pixels = _samples(file) if deep else read_pixels(file)[..., ::-1]
     with tempfile.TemporaryDirectory(prefix="wsiengine-") as folder:
         copy = Path(folder) / f"{file.stem}.png"
-        copy.write_bytes(cv2.imencode(".png", read_pixels(file)[..., ::-1])[1].tobytes())
+        copy.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
         yield copy

@@ -3,10 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from wsiengine.datasets.images import picture_size
 from wsiengine.datasets.rows import DetectionSet
 from wsiengine.datasets.sheets import read_sheet
 from wsiengine.errors import WsiError
 
+_DRAWN = ("voc", "coco", "qupath")  # in pixels, by hand or program; YOLO's numbers are parts of the picture
+_LEAST_INSIDE = 0.5
+_NAMED = 5
 FORMATS = ("chula", "mias", "ddsm", "inbreast", "cbis", "voc", "coco", "yolo", "qupath")
 
 
@@ -26,7 +32,42 @@ def read_detections(path: Path, form: str = "auto") -> DetectionSet:
         form = recognise(path)
     if form not in FORMATS:
         raise WsiError(f"no reader for {form!r}", hint=f"use {', '.join(FORMATS)}")
-    return _reader(form)(_only_json(path) if form == "coco" else path)
+    found = _reader(form)(_only_json(path) if form == "coco" else path)
+    if form in _DRAWN:
+        check_inside(found, path)
+    return found
+
+
+def check_inside(found: DetectionSet, path: Path) -> None:
+    """Refuse boxes most of which lie beside their picture: no model could find them, and none can learn them.
+
+    A box may reach over the edge, as many programs let it. Pictures that only the engine reads are not looked at.
+
+    Raises:
+        WsiError: Naming up to five of the boxes.
+    """
+    outside = []
+    for row in found.images:
+        size = picture_size(row.image)
+        if size is None or not len(row.objects):
+            continue
+        boxes = row.objects.boxes_xyxy
+        inside = np.clip(boxes, 0, [*size, *size])
+        share = _areas(inside) / np.maximum(_areas(boxes), 1e-9)
+        for x0, y0, x1, y1 in boxes[share < _LEAST_INSIDE].tolist():
+            outside.append(f"{row.image.name} ({size[0]} × {size[1]} px): x {x0:g} to {x1:g}, y {y0:g} to {y1:g}")
+    if outside:
+        count = f"{len(outside)} boxes lie" if len(outside) > 1 else "1 box lies"
+        more = f"; and {len(outside) - _NAMED} more" if len(outside) > _NAMED else ""
+        raise WsiError(
+            f"{path}: {count} outside the picture: {'; '.join(outside[:_NAMED])}{more}",
+            hint="are they of another picture, or of one that was scaled since? Correct or remove them",
+        )
+
+
+def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:
+    size = np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0)
+    return np.asarray(size[:, 0] * size[:, 1])
 
 
 def recognise(path: Path) -> str:

@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,12 @@ from wsiengine.models.parts import (
 )
 from wsiengine.models.precision import REFERENCE, Variant, read_variants
 from wsiengine.models.segmentation import Segmentation, check_segmentation, read_segmentation, segmentation_json
+from wsiengine.recipe import READING_STEPS
 
 SCHEMA_VERSION = 1
 TASKS = ("classify", "segment", "detect")
+FINDERS = ("slide", "breast")
+"""What may look for the part of a picture that is analysed: :mod:`wsiengine.tissue`, :mod:`wsiengine.breast`."""
 ACTIVATIONS = ("softmax", "sigmoid", "identity")
 DETECTOR_OUTPUTS = ("boxes", "labels", "masks", "count", "sizes", "offsets")
 
@@ -74,6 +77,7 @@ class Card:
     folder: Path = field(compare=False)
     description: str = ""
     recipe: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    tissue: str | None = None
     halo_px: int = 0
     dense: Dense | None = None
     gate: Gate | None = None
@@ -86,6 +90,7 @@ class Card:
     terms: str | None = None
     intended_use: str = ""
     training_command: str = ""
+    evaluation_command: str = ""
 
     @property
     def map_classes(self) -> tuple[MapClass, ...]:
@@ -138,6 +143,7 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """The card as JSON types; ``parse_card`` of it gives an equal card."""
         parts = {
+            "tissue": self.tissue,
             "segmentation": segmentation_json(self.segmentation),
             "detection": detection_json(self.detection),
             "second": second_json(self.second),
@@ -165,6 +171,7 @@ class Card:
             "terms": self.terms,
             "intended_use": self.intended_use,
             "training_command": self.training_command,
+            "evaluation_command": self.evaluation_command,
         }
 
 
@@ -207,6 +214,7 @@ def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
         classes=tuple(read_class(entry) for entry in top.objects("classes", at_least=1)),
         input=read_input(top.object("input")),
         recipe=tuple(step.mapping() for step in top.objects("recipe", default=())),
+        tissue=top.choice("tissue", (*FINDERS, "none")) if top.has("tissue") else top.take("tissue", None),
         outputs=read_outputs(top.object("outputs")),
         activation=top.choice("activation", ACTIVATIONS),
         output_stride_px=top.integer("output_stride_px", at_least=1),
@@ -223,6 +231,7 @@ def parse_card(data: Any, folder: Path | str, *, where: str = "card") -> Card:
         terms=top.text_or_none("terms"),
         intended_use=top.text("intended_use", ""),
         training_command=top.text("training_command", ""),
+        evaluation_command=top.text("evaluation_command", ""),
         folder=Path(folder),
     )
     top.finish()
@@ -283,6 +292,8 @@ def _check_task(card: Card, where: str) -> None:
         raise CardError(f"{where}: segmentation and task segment go together: give both or neither")
     if card.segmentation is not None:
         check_segmentation(card.segmentation, [c.name for c in card.classes], card.activation, where)
+    if card.input.deep:
+        _check_deep(card, where)
     if card.second and not detects:
         raise CardError(f"{where}: second follows a detector, but the task is {card.task}")
     if card.input.mpp is None and not detects:
@@ -293,6 +304,24 @@ def _check_task(card: Card, where: str) -> None:
         check_detection(card.detection, card.outputs, card.input, where, card.output_stride_px)
     elif others := [r for r in DETECTOR_OUTPUTS if getattr(card.outputs, r)]:
         raise CardError(f"{where}: outputs.{others[0]} belongs to detectors, but the task is {card.task}")
+
+
+def _check_deep(card: Card, where: str) -> None:
+    """What works at 16 bits: detectors, and of the steps the window; a second stage sees the same pixels."""
+    wrong = None
+    if card.task != "detect":
+        wrong = f"input.depth 16 is for detectors, but the task is {card.task}"
+    elif steps := refused_steps(card.recipe):
+        wrong = f"the recipe's {steps} works at 8 bits, but input.depth is 16: needed no step, or a window"
+    elif card.second and not card.second.input.deep:
+        wrong = "second.input.depth is 8, but the crops are of a detector's pixels of 16 bits: needed 16"
+    if wrong:
+        raise CardError(f"{where}: {wrong}")
+
+
+def refused_steps(steps: Iterable[Mapping[str, Any]]) -> str:
+    """The names of a recipe's steps that do not work at 16 bits, with commas between; empty where all do."""
+    return ", ".join(str(step.get("step")) for step in steps if step.get("step") not in READING_STEPS)
 
 
 def _models(card: Card) -> list[str]:

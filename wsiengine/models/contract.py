@@ -9,7 +9,12 @@ from wsiengine.errors import CardError, ScoreError
 from wsiengine.models.card import Card
 
 _GATE_SLACK = 1e-3  # a fraction summed in float32 may leave [0, 1] by a few bits
-_ONNX_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "float16": "tensor(float16)"}
+_ONNX_TYPES = {
+    "uint8": "tensor(uint8)",
+    "uint16": "tensor(uint16)",
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+}
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 

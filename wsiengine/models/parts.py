@@ -12,7 +12,7 @@ from wsiengine.geometry import Mpp
 from wsiengine.models.fields import Fields
 
 LAYOUTS = ("NHWC", "NCHW")
-DTYPES = ("uint8", "float32", "float16")
+DTYPES = ("uint8", "uint16", "float32", "float16")
 PER_TILE = "pil_bilinear_per_tile"  # each tile shrunk by itself: wsiengine.tilewise
 RESAMPLINGS = ("area", PER_TILE)
 
@@ -33,10 +33,12 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """What one tile must look like. Model value = ((lo + x/255·(hi − lo)) − mean) / std, for a pixel x in 0–255.
+    """What one tile must look like. Model value = ((lo + x/white·(hi − lo)) − mean) / std, for a pixel x in 0–white.
+
+    White is 255, or with ``depth`` 16 (grey pictures of 12 to 16 bits, values as stored) 65535.
 
     ``mpp`` None: the image's pixels as they are, whatever their size (detectors only); with ``whole`` the image is
-    shrunk to fit into one tile. ``channels`` 1: a grey model. ``pad`` (0–255) fills what a tile has beyond the image.
+    shrunk to fit into one tile. ``channels`` 1: a grey model. ``pad`` (0–white) fills what a tile has beyond the image.
     """
 
     size_px: int
@@ -50,12 +52,22 @@ class InputSpec:
     channels: int = 3
     whole: bool = False
     pad: int | None = None
+    depth: int = 8
+
+    @property
+    def deep(self) -> bool:
+        """Whether pixels are uint16."""
+        return self.depth == 16
+
+    @property
+    def white(self) -> int:
+        return 65535 if self.deep else 255
 
     @property
     def scale(self) -> np.ndarray:
         """float32 (channels,): model value = pixel · scale + bias."""
         lo, hi = self.range
-        return ((hi - lo) / 255 / np.asarray(self.std or (1,) * self.channels, np.float64)).astype(np.float32)
+        return ((hi - lo) / self.white / np.asarray(self.std or (1,) * self.channels, np.float64)).astype(np.float32)
 
     @property
     def bias(self) -> np.ndarray:
@@ -88,7 +100,12 @@ class InputSpec:
             "std": list(self.std) if self.std else None,
             "resample": self.resample,
         }
-        rare = {"channels": (self.channels, 3), "whole": (self.whole, False), "pad": (self.pad, None)}
+        rare = {
+            "channels": (self.channels, 3),
+            "whole": (self.whole, False),
+            "pad": (self.pad, None),
+            "depth": (self.depth, 8),
+        }
         return facts | {name: value for name, (value, default) in rare.items() if value != default}
 
 
@@ -173,7 +190,9 @@ def read_input(entry: Fields) -> InputSpec:
     channels = entry.integer("channels", at_least=1, default=3)
     if channels not in (1, 3):
         raise CardError(f"{entry.where}.channels is {channels}, needed 3 (colour) or 1 (grey)")
-    lo, hi = entry.numbers_or_none("range", 2) or (0.0, 255.0)
+    dtype = entry.choice("dtype", DTYPES)
+    depth = _read_depth(entry, dtype, channels)
+    lo, hi = entry.numbers_or_none("range", 2) or (0.0, 65535.0 if depth == 16 else 255.0)
     if lo >= hi:
         raise CardError(f"{entry.where}.range is [{lo:g}, {hi:g}], needed [low, high] with low < high")
     mean, std = entry.numbers_or_none("mean", channels), entry.numbers_or_none("std", channels)
@@ -187,7 +206,7 @@ def read_input(entry: Fields) -> InputSpec:
         size_px=size_px,
         mpp=mpp,
         layout=entry.choice("layout", LAYOUTS),
-        dtype=entry.choice("dtype", DTYPES),
+        dtype=dtype,
         range=(lo, hi),
         mean=mean,
         std=std,
@@ -195,20 +214,32 @@ def read_input(entry: Fields) -> InputSpec:
         channels=channels,
         whole=entry.flag("whole", default=False),
         pad=entry.integer("pad", at_least=0) if entry.has("pad") else entry.take("pad", None),
+        depth=depth,
     )
     entry.finish()
     if spec.whole and spec.mpp:
         raise CardError(f"{entry.where}: whole shrinks any image to one tile, mpp fixes its scale: needed one of them")
-    if spec.pad is not None and spec.pad > 255:
-        raise CardError(f"{entry.where}.pad is {spec.pad}, needed a whole number from 0 to 255")
+    if spec.pad is not None and spec.pad > spec.white:
+        raise CardError(f"{entry.where}.pad is {spec.pad}, needed a whole number from 0 to {spec.white}")
     if spec.dtype == "float16" and spec.layout == "NHWC":
         raise CardError(f"{entry.where}: dtype float16 needs layout NCHW", hint="export with NCHW, or as float32")
-    if spec.dtype == "uint8" and ((lo, hi) != (0, 255) or mean or std):
+    if dtype.startswith("uint") and ((lo, hi) != (0, spec.white) or mean or std):
         raise CardError(
-            f"{entry.where}: dtype uint8 takes pixels as they are, but range, mean or std ask for scaling",
+            f"{entry.where}: dtype {dtype} takes pixels as they are, but range, mean or std ask for scaling",
             hint="put the scaling into the ONNX graph, or set dtype to float32",
         )
     return spec
+
+
+def _read_depth(entry: Fields, dtype: str, channels: int) -> int:
+    """Bits of a pixel: 16 where dtype says so, else 8 unless asked for."""
+    own = {"uint8": 8, "uint16": 16}.get(dtype)
+    depth = entry.integer("depth", at_least=1, default=own or 8)
+    if depth not in (8, 16) or (own and depth != own):
+        raise CardError(f"{entry.where}.depth is {depth}, needed {own or '8 or 16'} with dtype {dtype}")
+    if depth == 16 and channels != 1:
+        raise CardError(f"{entry.where}: a depth of 16 bits is for grey pictures: needed channels 1, not {channels}")
+    return depth
 
 
 def _check_scaling(

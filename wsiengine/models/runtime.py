@@ -39,7 +39,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 _KINDS = {"cuda": CUDA, "tensorrt": TENSORRT}
 CUDA_BATCH = 64
-_NUMPY = {"uint8": np.uint8, "float32": np.float32, "float16": np.float16}
+_NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
 _ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 
 
@@ -142,7 +142,8 @@ class Runtime:
         rows = (card.outputs.scores, card.outputs.gate)  # of a classifier; its maps are run over dense blocks alone
         wanted = rows if card.task == "classify" else card.outputs.names
         self._outputs = [name for name in wanted if name is not None]
-        self._others = {file: _other_session(card, file) for file in (card.second.files if card.second else ())}
+        others = card.second.files if card.second else ()
+        self._others = {file: _other_session(card, file, self._session) for file in others}
         self._one_at_a_time = threading.Lock() if self.provider != CPU else None
         self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and not self.batched else None
         self._probe()
@@ -155,7 +156,8 @@ class Runtime:
         """Score the tiles of a block.
 
         Args:
-            pixels: (rows, cols, 3) uint8 RGB, the block at the model's µm/px, normalised by the card's recipe.
+            pixels: (rows, cols, 3) uint8 RGB, the block at the model's µm/px, normalised by the card's recipe;
+                (rows, cols, 1) uint16 for a card of depth 16.
             origins_px: (N, 2) integers, y and x of each tile's corner in ``pixels``; every tile lies inside.
             tolerant: A tile for which the model gives NaN, infinity or no gate gets NaN instead of an error.
 
@@ -166,7 +168,7 @@ class Runtime:
             ScoreError: NaN, infinity, or a gate outside [0, 1]; names the tile.
             ModelError: ONNX Runtime failed on this input.
         """
-        origins = _checked_origins(pixels, origins_px, self.card.input.size_px)
+        origins = _checked_origins(pixels, origins_px, self.card.input)
         if self._feeder is not None:
             scores = self._feeder.scores(pixels, origins)
             check_scores(scores, origins, self.card, tolerant=tolerant)
@@ -210,7 +212,7 @@ class Runtime:
         Raises:
             ModelError: ONNX Runtime failed on this input.
         """
-        origins = _checked_origins(pixels, origins_px, self.card.input.size_px)
+        origins = _checked_origins(pixels, origins_px, self.card.input)
         batch = self._batch()
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
@@ -251,14 +253,15 @@ class Runtime:
         return found
 
     def run_other(self, file: str, batch: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
-        """A file of the card's second stage, always on the CPU: ``outputs`` for one row of input.
+        """A file of the card's second stage, on the provider of the first: ``outputs`` for one row of input.
 
         Raises:
             ModelError: ONNX Runtime failed on this input, or the file has no such outputs.
         """
         session = self._others[file]
         try:
-            return session.run(outputs, {session.get_inputs()[0].name: batch})
+            with self._one_at_a_time or nullcontext():
+                return session.run(outputs, {session.get_inputs()[0].name: batch})
         except _ort_errors() as error:
             raise ModelError(
                 f"model {self.card.name}: {file} failed on input of shape {batch.shape}: {_first_line(error)}",
@@ -306,7 +309,9 @@ class Runtime:
         if self.card.second:
             from wsiengine.crops import second_stage  # needs a runtime itself
 
-            second_stage(self, np.zeros((8, 8, 3), np.uint8), np.array([[2.0, 2.0, 6.0, 6.0]]))
+            deep = self.card.input.deep
+            tile = np.zeros((8, 8, 1 if deep else 3), np.uint16 if deep else np.uint8)
+            second_stage(self, tile, np.array([[2.0, 2.0, 6.0, 6.0]]))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -411,11 +416,20 @@ def _no_gpu(kind: str, message: str) -> ProviderError:
     )
 
 
-def _other_session(card: Card, file: str) -> Any:
-    """A session of a file of the second stage."""
+def _other_session(card: Card, file: str, first: Any) -> Any:
+    """A session of a file of the second stage, on the device of the first; the CPU does what that cannot (trees).
+
+    Raises:
+        ProviderError: The session did not get the provider.
+    """
     path = card.folder / file
     check_onnx(path, {resource.file for resource in card.resources})
-    return _session(import_onnxruntime(), card, [CPU], path)
+    options = first.get_provider_options()
+    wanted = [(provider, options.get(provider, {})) for provider in first.get_providers()]
+    session = _session(import_onnxruntime(), card, wanted, path)
+    if session.get_providers()[0] != wanted[0][0]:
+        raise ProviderError(f"asked for {wanted[0][0]}, but {file} got {', '.join(session.get_providers())}")
+    return session
 
 
 def _session(ort: Any, card: Card, wanted: list, path: Path | None = None) -> Any:
@@ -446,9 +460,12 @@ def _parse_device(device: str) -> tuple[str, tuple[int, ...]]:
     return kind, tuple(map(int, indices))
 
 
-def _checked_origins(pixels: np.ndarray, origins_px: np.ndarray, side: int) -> np.ndarray:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, needed uint8 (rows, cols, 3)")
+def _checked_origins(pixels: np.ndarray, origins_px: np.ndarray, spec: InputSpec) -> np.ndarray:
+    dtype, channels = (np.uint16, 1) if spec.deep else (np.uint8, 3)
+    if pixels.dtype != dtype or pixels.ndim != 3 or pixels.shape[2] != channels:
+        needed = f"{np.dtype(dtype)} (rows, cols, {channels})"
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, needed {needed}")
+    side = spec.size_px
     origins = np.asarray(origins_px, np.int64).reshape(-1, 2)
     room = np.array(pixels.shape[:2]) - side
     if len(origins) and (origins.min() < 0 or (origins > room).any()):
@@ -477,7 +494,7 @@ def _pack_grey(pixels: np.ndarray, origins: np.ndarray, spec: InputSpec, out: np
     for tile, (y, x) in zip(out, origins.tolist(), strict=True):
         view = pixels[y : y + spec.size_px, x : x + spec.size_px, 0]
         plane = tile[..., 0] if spec.layout == "NHWC" else tile[0]
-        plane[...] = view if spec.dtype == "uint8" else view * spec.scale[0] + spec.bias[0]
+        plane[...] = view if spec.dtype.startswith("uint") else view * spec.scale[0] + spec.bias[0]
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from wsiengine.errors import ResolutionError, SlideNotFound, UnreadableSlide
+from wsiengine.errors import ResolutionError, SlideNotFound, UnreadableSlide, UnsupportedSlide
 from wsiengine.geometry import Mpp
 from wsiengine.slides.base import LevelReader, Slide, SlideInfo
 from wsiengine.slides.flat import open_flat
@@ -26,6 +26,7 @@ def open_slide(
     mpp: float | Mpp | None = None,
     reader: str | None = None,
     window: tuple[float, float] | None = None,
+    deep: bool = False,
 ) -> WholeSlide:
     """Open a slide with the fastest way of reading that knows its format (``slide.info.reader`` names it).
 
@@ -34,6 +35,7 @@ def open_slide(
         mpp: µm per level-0 pixel, overriding the file.
         reader: "direct", "openslide", "tiffslide" or "flat" to insist on one.
         window: Of a 12- or 16-bit picture: the values that become black and white.
+        deep: It is a grey picture of 12 to 16 bits, and its values are wanted (:meth:`WholeSlide.read_deep`).
 
     Raises:
         SlideNotFound: No such file, or a folder.
@@ -45,10 +47,14 @@ def open_slide(
     given = _given(mpp)
     if not is_url(location):
         _check_file(Path(location))
-    if window is not None and reader in (None, "flat") and not is_url(location):
-        picture = open_flat(location, window)  # of the readers only this one knows more than 8 bits
+    if (window is not None or deep) and reader in (None, "flat") and not is_url(location):
+        picture = open_flat(location, window, deep)  # of the readers only this one knows more than 8 bits
         if picture is not None:
-            return WholeSlide(location, picture, given, partial(_reopen, window=window))
+            return WholeSlide(location, picture, given, partial(_reopen, window=window, deep=deep), picture.deep)
+    if deep:
+        raise UnsupportedSlide(
+            f"{path} is no grey picture of 12 to 16 bits, which this model takes.", hint="is it the right model?"
+        )
     return WholeSlide(location, _choose(location, reader), given, _reopen)
 
 
@@ -62,8 +68,10 @@ def _given(mpp: float | Mpp | None) -> Mpp | None:
         raise ResolutionError(message, hint="40× scans have about 0.25 µm/px, 20× scans about 0.5.") from None
 
 
-def _reopen(path: str, mpp: Mpp | None, reader: str, window: tuple[float, float] | None = None) -> WholeSlide:
-    return open_slide(path, mpp=mpp, reader=reader, window=window)
+def _reopen(
+    path: str, mpp: Mpp | None, reader: str, window: tuple[float, float] | None = None, deep: bool = False
+) -> WholeSlide:
+    return open_slide(path, mpp=mpp, reader=reader, window=window, deep=deep)
 
 
 def _check_file(path: Path) -> None:

@@ -84,6 +84,24 @@ class LevelReader(Protocol):
 
 
 @runtime_checkable
+class Deep(Protocol):
+    """A picture whose 12 or 16 bits can be had, too."""
+
+    def read_deep(self, box_px: Box, mpp: Mpp) -> np.ndarray: ...
+
+
+def read_deep(slide: object, box_px: Box, mpp: Mpp) -> np.ndarray:
+    """The values of a deep grey picture, (h, w, 1) uint16.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not isinstance(slide, Deep):
+        raise ValueError(f"{slide} has no values beyond 8 bits")
+    return slide.read_deep(box_px, mpp)
+
+
+@runtime_checkable
 class Slide(Protocol):
     """An open slide. Thread-safe; pickles as its path and options and re-opens in a worker.
 

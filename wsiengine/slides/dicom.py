@@ -1,4 +1,7 @@
-"""Which DICOM files are one slide: those of a series. Only the head of a file is read, and no library."""
+"""Which DICOM files are one slide: those of a series. Only the head of a file is read, and no library.
+
+A series of another modality (mammograms, say) is several pictures.
+"""
 
 import struct
 from collections.abc import Iterable
@@ -7,13 +10,14 @@ from pathlib import Path
 
 _HEAD_BYTES = 1 << 20  # the series is named far before the pixels
 _SERIES, _SYNTAX, _IMPLICIT = (0x0020, 0x000E), (0x0002, 0x0010), b"1.2.840.10008.1.2"
+_MODALITY, _SLIDE = (0x0008, 0x0060), "SM"
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _UNDEFINED = 0xFFFFFFFF
 
 
 def series_uid(path: Path) -> str | None:
-    """The SeriesInstanceUID of a DICOM file; None of any other, and of one whose head is damaged."""
+    """The SeriesInstanceUID of a slide's DICOM file; None of any other, and of one whose head is damaged."""
     with suppress(OSError, struct.error, IndexError, UnicodeDecodeError), path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if head[128:132] == b"DICM":
@@ -52,6 +56,8 @@ def _find_series(data: bytes) -> str | None:
         if length == _UNDEFINED:
             at = _after_sequence(data, start, explicit)
             continue
+        if tag == _MODALITY and data[start : start + length].rstrip(b"\0 ").decode("ascii") not in (_SLIDE, ""):
+            return None
         if tag == _SYNTAX:
             explicit = data[start : start + length].rstrip(b"\0 ") != _IMPLICIT
         at = start + length

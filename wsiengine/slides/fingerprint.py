@@ -9,6 +9,7 @@ import tifffile
 from wsiengine.slides.base import SlideInfo
 from wsiengine.slides.companions import files_of
 from wsiengine.slides.sources import is_url, open_source, open_tiff
+from wsiengine.slides.structure import tile_tables
 
 _EDGE_BYTES = 1 << 20
 
@@ -29,7 +30,10 @@ def fingerprint(path: str, info: SlideInfo) -> str:
         head = source.read(0, min(_EDGE_BYTES, source.length_bytes))
         digest.update(head)
         digest.update(source.read(max(0, source.length_bytes - _EDGE_BYTES), min(_EDGE_BYTES, source.length_bytes)))
-        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if info.reader == "direct":  # a plain TIFF
+            for table in tile_tables(source):
+                digest.update(table.astype("<u8").data)
+        elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             _add_tile_tables(digest, path)
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Reading flat images (PNG, JPEG, PGM, plain TIFF) by holding them whole: camera fields, crops, mammograms."""
+"""Reading flat images (PNG, JPEG, PGM, plain TIFF, grey DICOM) by holding them whole: fields, crops, mammograms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +11,7 @@ import tifffile
 from wsiengine.errors import UnreadableSlide, UnsupportedSlide
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.slides.base import SlideInfo, levels_of
+from wsiengine.slides.deep import DeepPixels, deep_values
 from wsiengine.slides.pnm import MAGICS as PNM_MAGICS
 from wsiengine.slides.pnm import decode_pnm
 from wsiengine.slides.sources import open_tiff
@@ -19,17 +20,24 @@ from wsiengine.slides.white import over_white
 
 MOST_PX = 100_000_000  # 300 MB of colour; larger images belong into tiles
 
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_PNG, _JPEG, _DICOM = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"DICM"
 
 
 class FlatReader:
-    """An image in memory. Grey ones are shown as grey RGB."""
+    """An image in memory. Grey ones are shown as grey RGB; ``deep`` holds the values behind what is shown."""
 
-    def __init__(self, pixels: np.ndarray, kind: str, stated_mpp: Mpp | None = None) -> None:
+    def __init__(
+        self, pixels: np.ndarray, kind: str, stated_mpp: Mpp | None = None, deep: DeepPixels | None = None
+    ) -> None:
         size = Size(*pixels.shape[:2])
-        self._pixels = pixels
+        self._pixels, self.deep = pixels, deep
         self.info = SlideInfo(
-            format=kind, reader="flat", size_l0=size, levels=levels_of([size]), mpp=None, stated_mpp=stated_mpp
+            format=kind,
+            reader="flat",
+            size_l0=size,
+            levels=levels_of([size]),
+            mpp=stated_mpp if kind == "DICOM" else None,  # measured by the device; others' dots per inch need not be
+            stated_mpp=stated_mpp,
         )
 
     def read_into(self, level: int, box: Box, out: np.ndarray) -> None:
@@ -39,33 +47,36 @@ class FlatReader:
         pass
 
 
-def open_flat(path: str, window: tuple[float, float] | None = None) -> FlatReader | None:
+def open_flat(path: str, window: tuple[float, float] | None = None, deep: bool = False) -> FlatReader | None:
     """The image in memory, None where it is none of these formats or no grey or colour image.
 
     Args:
         path: Of the file.
         window: Of a 16-bit image: the values that become black and white.
+        deep: Keep a 16-bit image's values, too.
 
     Raises:
-        UnsupportedSlide: Too large to be held whole, or 16 bits deep and no window given.
+        UnsupportedSlide: Too large to be held whole; 16 bits deep and no window given; or not so deep, but ``deep``.
         UnreadableSlide: Damaged.
     """
     with Path(path).open("rb") as file:
-        head = file.read(8)
+        head = file.read(132)
     if head[:4] in MAGICS:
-        return _open_tiff(path, window)
+        return _open_tiff(path, window, deep)
+    if head[128:] == _DICOM:
+        return _open_dicom(path, window, deep)
     netpbm = head[:2] in PNM_MAGICS and head[2:3].isspace()
-    if head != _PNG and not head.startswith(_JPEG) and not netpbm:
+    if not head.startswith(_PNG) and not head.startswith(_JPEG) and not netpbm:
         return None
     data = Path(path).read_bytes()
-    kind = "Netpbm" if netpbm else "PNG" if head == _PNG else "JPEG"
+    kind = "Netpbm" if netpbm else "PNG" if head.startswith(_PNG) else "JPEG"
     try:
         pixels = _DECODERS[kind](data)
     except (RuntimeError, ValueError) as error:
         raise UnreadableSlide(
             f"{path} cannot be decoded: {error}.", hint="the file is damaged: copy it again from its origin."
         ) from error
-    return FlatReader(_as_rgb(pixels, path, window), kind)
+    return _shown(pixels, path, (kind, None), window, deep)
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
@@ -81,7 +92,7 @@ _DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {
 }
 
 
-def _open_tiff(path: str, window: tuple[float, float] | None) -> FlatReader | None:
+def _open_tiff(path: str, window: tuple[float, float] | None, deep: bool) -> FlatReader | None:
     try:
         with open_tiff(path) as tiff:
             if not tiff.pages:
@@ -95,7 +106,7 @@ def _open_tiff(path: str, window: tuple[float, float] | None) -> FlatReader | No
     except tifffile.TiffFileError:
         return None  # what is wrong with its structure is said by the refusal
     pixels = np.moveaxis(pixels, 0, -1) if series.axes == "SYX" else pixels
-    return FlatReader(_as_rgb(pixels, path, window), "TIFF", mpp)
+    return _shown(pixels, path, ("TIFF", mpp), window, deep)
 
 
 def _decoded(page: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
@@ -110,6 +121,29 @@ def _decoded(page: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
     if pixels.shape != shape:
         raise UnreadableSlide(f"{path} announces {shape} values, {pixels.shape} came.", hint=hint)
     return pixels
+
+
+def _open_dicom(path: str, window: tuple[float, float] | None, deep: bool) -> FlatReader | None:
+    """One grey image, as mammograms are; None of anything else, slides among it."""
+    from wsiengine.datasets.dicom import is_grey_image, read_dicom
+
+    if not is_grey_image(Path(path)):
+        return None
+    image = read_dicom(Path(path))
+    own = (float(image.pixels.min()), float(max(image.pixels.max(), image.pixels.min() + 1)))
+    window = window or (own if image.pixels.dtype == np.uint16 and not deep else None)
+    return _shown(image.pixels, path, ("DICOM", Mpp(*image.mpp_yx) if image.mpp_yx else None), window, deep)
+
+
+def _shown(
+    pixels: np.ndarray, path: str, facts: tuple[str, Mpp | None], window: tuple[float, float] | None, deep: bool
+) -> FlatReader:
+    """The reader of what a decoder gave; ``facts``: its kind and stated µm/px."""
+    if not deep:
+        return FlatReader(_as_rgb(pixels, path, window), *facts)
+    values = deep_values(pixels, path, window)
+    low, high = int(values.min()), int(values.max())
+    return FlatReader(_as_rgb(values, path, (low, max(high, low + 1))), *facts, DeepPixels(values))
 
 
 def _as_rgb(pixels: np.ndarray, path: str, window: tuple[float, float] | None) -> np.ndarray:

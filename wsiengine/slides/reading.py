@@ -54,7 +54,7 @@ def best_level(levels: Sequence[Level], l0_per_px: tuple[float, float]) -> int:
 _MOST_KEPT_BYTES = 64 << 20  # the source of a block of 64 tiles at half its resolution is 38 MB
 
 
-class Scratch(threading.local):
+class ReadBuffer(threading.local):
     """Memory for source pixels, a piece per thread, used again by its next read: fresh pages are not free."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class ReadLevel(Protocol):
     def __call__(self, level: int, box: Box, out: np.ndarray | None = None) -> np.ndarray: ...
 
 
-def read_working(info: SlideInfo, read_level: ReadLevel, scratch: Scratch, box_px: Box, mpp: Mpp) -> np.ndarray:
+def read_working(info: SlideInfo, read_level: ReadLevel, buffer: ReadBuffer, box_px: Box, mpp: Mpp) -> np.ndarray:
     """Pixels of ``box_px`` at ``mpp`` → (h, w, 3) uint8: the best level, resampled once by area.
 
     Working pixel (y, x) is the mean over [y, y + 1) × [x, x + 1) times the ratio, in coordinates of the level from the
@@ -85,7 +85,7 @@ def read_working(info: SlideInfo, read_level: ReadLevel, scratch: Scratch, box_p
     l0_per_px = mpp.y / slide_mpp.y, mpp.x / slide_mpp.x
     index = best_level(info.levels, l0_per_px)
     downsample = info.levels[index].downsample
-    ratio_y, ratio_x = (_whole(f / d) for f, d in zip(l0_per_px, downsample, strict=True))
+    ratio_y, ratio_x = (whole(f / d) for f, d in zip(l0_per_px, downsample, strict=True))
     if ratio_y == 1 and ratio_x == 1:
         return read_level(index, box_px)
 
@@ -95,12 +95,12 @@ def read_working(info: SlideInfo, read_level: ReadLevel, scratch: Scratch, box_p
     source = Box(y0, x0, y1, x1)
     out = np.empty((*box_px.shape, 3), np.uint8)
     if out.size:
-        pixels = read_level(index, source, out=scratch.pixels(source))
+        pixels = read_level(index, source, out=buffer.pixels(source))
         resample_area(pixels, y0, x0, ratio_y, ratio_x, box_px.y0, box_px.x0, out)
     return out
 
 
-def _whole(ratio: float) -> float:
+def whole(ratio: float) -> float:
     """The ratio, or the integer that it is but for the last bits of two divisions."""
     nearest = round(ratio)
     return float(nearest) if nearest and math.isclose(ratio, nearest, rel_tol=1e-9) else ratio

@@ -8,6 +8,7 @@ from wsiengine.slides.tiff import MAGICS
 
 _CONVERT = "export the slide as brightfield RGB (SVS, or pyramidal TIFF with JPEG compression)."
 _AXES = {"C": "channels", "Z": "focal planes", "T": "time points", "S": "samples per pixel", "I": "pages", "Q": "pages"}
+_GREY_DICOM = "check that the right file was named; a grey image, such as a mammogram, needs pydicom: wsiengine[dicom]."
 _KINDS = {"u": "unsigned integers", "i": "signed integers", "f": "floating-point numbers", "b": "bits"}
 
 
@@ -17,7 +18,8 @@ def refusal(path: str) -> SlideError:
         head = source.read(0, min(512, source.length_bytes))
     if head[:4] in MAGICS:
         return _tiff_refusal(path)
-    if head[128:132] == b"DICM":
+    dicom = head[128:132] == b"DICM"
+    if dicom:
         what = "is a DICOM file, but not a whole-slide image that OpenSlide reads"
     elif head.isascii() and b"\0" not in head:
         what = "is a text file, not a slide"
@@ -25,7 +27,7 @@ def refusal(path: str) -> SlideError:
         what = "is in no format known here"
     return UnsupportedSlide(
         f"{path} {what} (its first bytes are {head[:4].hex(' ')}).",
-        hint="check that the right file was named; docs/formats.md lists what can be read.",
+        hint=_GREY_DICOM if dicom else "check that the right file was named; docs/formats.md lists what can be read.",
     )
 
 

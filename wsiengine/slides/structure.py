@@ -15,7 +15,9 @@ from wsiengine.slides.sources import Source, open_source
 
 _LARGEST_TILE_PX = 1 << 26  # a quarter of a GiB when unpacked
 _MOST_DIRECTORIES = 1 << 16
+_WIDTH, _LENGTH = 256, 257
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTES, _HAMAMATSU = 322, 323, 324, 325, 65420
+_OFFSETS, _LENGTHS = (324, 273, 513), (325, 279, 514)  # of tiles, strips, one JPEG stream: the first that is there
 _NUMBERS = {3: "u2", 4: "u4", 16: "u8"}  # TIFF's whole numbers, as numpy names them
 _HINT = "the file is damaged: copy it again from its origin."
 
@@ -54,7 +56,7 @@ def check_directories(path: str) -> None:
     """Refuse a TIFF that would make a library hang or end the process; anything else is left to the readers.
 
     Raises:
-        UnreadableSlide: Directories in a circle, or tiles that no memory holds.
+        UnreadableSlide: Directories in a circle, tiles that no memory holds, or fewer tiles than the image takes.
     """
     with open_source(path) as source:
         layout = _layout(source.read(0, min(16, source.length_bytes)))
@@ -64,7 +66,33 @@ def check_directories(path: str) -> None:
             width, length = (int(_values(source, layout, tags.get(t))[:1].sum()) for t in (_TILE_WIDTH, _TILE_LENGTH))
             if width * length > _LARGEST_TILE_PX:
                 raise UnreadableSlide(f"{path} announces tiles of {width:,} × {length:,} px.", hint=_HINT)
+            size = [int(_values(source, layout, tags.get(t))[:1].sum()) for t in (_WIDTH, _LENGTH)]
+            if width and length and _TILE_OFFSETS in tags:
+                _check_count(path, (size[0], size[1]), (width, length), tags[_TILE_OFFSETS].count)
             _check_reach(source, *(_values(source, layout, tags.get(tag)) for tag in (_TILE_OFFSETS, _TILE_BYTES)))
+
+
+def tile_tables(source: Source) -> Iterator[np.ndarray]:
+    """Of each directory of a plain TIFF: offsets of its tiles or strips, then their lengths, as the file has them.
+
+    tifffile makes numbers of Python's of them, which take five times the memory: 60 MB for a slide of 50 Gpx.
+    """
+    layout = _layout(source.read(0, min(16, source.length_bytes)))
+    if layout is None:
+        return
+    for tags in _directories(source, layout):
+        for names in (_OFFSETS, _LENGTHS):
+            yield _values(source, layout, next((tags[name] for name in names if name in tags), None))
+
+
+def _check_count(path: str, size: tuple[int, int], tile: tuple[int, int], tiles: int) -> None:
+    """Whether there are tiles for the whole image (width, height): OpenSlide draws what is missing as nothing."""
+    needed = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    if tiles < needed:
+        raise UnreadableSlide(
+            f"{path} is said to be {size[0]:,} × {size[1]:,} px, which takes {needed:,} tiles; it has {tiles:,}.",
+            hint=_HINT,
+        )
 
 
 def _check_reach(source: Source, offsets: np.ndarray, lengths: np.ndarray) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from wsiengine.errors import UnreadableSlide
 from wsiengine.geometry import Box, Mpp
-from wsiengine.slides.base import Slide, SlideInfo
+from wsiengine.slides.base import Slide, SlideInfo, read_deep
 from wsiengine.slides.white import WHITE
 
 PIECE_PX = 128  # damage is confined to pieces of this side, on a grid fixed to the slide's origin
@@ -35,6 +35,10 @@ class TolerantSlide:
     def read_marked(self, box_px: Box, mpp: Mpp) -> tuple[np.ndarray, np.ndarray | None]:
         """Pixels, and where they are not the slide's: bool (h, w), or None where all could be read."""
         return _mend(box_px, lambda piece: self._slide.read(piece, mpp))
+
+    def read_deep(self, box_px: Box, mpp: Mpp) -> np.ndarray:
+        """As the picture within: one that is held whole was decoded before."""
+        return read_deep(self._slide, box_px, mpp)
 
     def fingerprint(self) -> str:
         return self._slide.fingerprint()

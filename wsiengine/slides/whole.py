@@ -9,8 +9,9 @@ import numpy as np
 
 from wsiengine.geometry import Box, Mpp
 from wsiengine.slides.base import LevelReader, SlideInfo
+from wsiengine.slides.deep import DeepPixels
 from wsiengine.slides.fingerprint import fingerprint
-from wsiengine.slides.reading import Scratch, plausible, read_working
+from wsiengine.slides.reading import ReadBuffer, plausible, read_working, require_mpp, whole
 from wsiengine.slides.sources import is_url
 from wsiengine.slides.white import WHITE
 
@@ -26,14 +27,23 @@ class WholeSlide:
         reader: What reads its levels.
         mpp: µm per level-0 pixel where the user knows better than the file.
         reopen: ``reopen(path, mpp, reader name)``, called when unpickled.
+        deep: The values of a 12- or 16-bit picture, where they were asked for.
     """
 
-    def __init__(self, path: str, reader: LevelReader, mpp: Mpp | None, reopen: Callable[..., "WholeSlide"]) -> None:
+    def __init__(
+        self,
+        path: str,
+        reader: LevelReader,
+        mpp: Mpp | None,
+        reopen: Callable[..., "WholeSlide"],
+        deep: DeepPixels | None = None,
+    ) -> None:
         self.path = path
         self._reader = reader
         self._given_mpp = mpp
         self._reopen = reopen
-        self._scratch = Scratch()
+        self._buffer = ReadBuffer()
+        self._deep = deep
         self.info = _settle_mpp(reader.info, mpp)
 
     def read_level(self, level: int, box: Box, out: np.ndarray | None = None) -> np.ndarray:
@@ -52,7 +62,23 @@ class WholeSlide:
 
     def read(self, box_px: Box, mpp: Mpp) -> np.ndarray:
         """Pixels of ``box_px`` (working pixels at ``mpp``, origin of the slide) → (h, w, 3) uint8."""
-        return read_working(self.info, self.read_level, self._scratch, box_px, mpp)
+        return read_working(self.info, self.read_level, self._buffer, box_px, mpp)
+
+    @property
+    def deep(self) -> bool:
+        """Whether :meth:`read_deep` has anything to read."""
+        return self._deep is not None
+
+    def read_deep(self, box_px: Box, mpp: Mpp) -> np.ndarray:
+        """As :meth:`read`, but the values of a 12- or 16-bit grey picture → (h, w, 1) uint16; 0 outside.
+
+        Raises:
+            ValueError: The picture was not opened with ``deep``.
+        """
+        if self._deep is None:
+            raise ValueError(f"{self.path} was opened for its 8 bits; open_slide(path, deep=True) keeps the others")
+        own = require_mpp(self.info)
+        return self._deep.read(box_px, (whole(mpp.y / own.y), whole(mpp.x / own.x)))
 
     def to_dask(self, mpp: Mpp | float, chunk_px: int = 2048) -> "da.Array":
         """The whole slide at ``mpp`` as a lazy Dask array: (rows, cols, 3) uint8.
@@ -86,7 +112,7 @@ class WholeSlide:
 
 
 def _settle_mpp(info: SlideInfo, given: Mpp | None) -> SlideInfo:
-    """The user's µm/px where given, else the file's where it can be true."""
+    """The user's µm/px where given, else the reader's, or the file's where it can be true."""
     if given is not None:
         return replace(info, mpp=given)
-    return replace(info, mpp=info.stated_mpp if plausible(info.stated_mpp) else None)
+    return replace(info, mpp=info.mpp or (info.stated_mpp if plausible(info.stated_mpp) else None))

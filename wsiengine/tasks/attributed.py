@@ -28,7 +28,9 @@ class TileCams:
     def __init__(self, plan: "Plan") -> None:
         self._channels = plan.card.score_channels
         cells = plan.grid.rows.tile * plan.grid.cols.tile
-        self._values = np.full((*plan.wanted.shape, self._channels + cells), np.nan, np.float32)
+        self._scratch = plan.scratch
+        shape = (*plan.wanted.shape, self._channels + cells)
+        self._values = plan.scratch.full(shape, np.nan, np.float32)
 
     @property
     def ran(self) -> np.ndarray:
@@ -41,7 +43,9 @@ class TileCams:
     def arrays(self) -> Mapping[str, np.ndarray]:
         """``scores``, and ``cam``: (tile rows, tile cols, cells of a tile) float32."""
         n = self._channels
-        return {"scores": np.ascontiguousarray(self._values[..., :n]), "cam": self._values[..., n:]}
+        scores = self._scratch.zeros((*self._values.shape[:2], n), np.float32)
+        scores[...] = self._values[..., :n]
+        return {"scores": scores, "cam": self._values[..., n:]}
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,9 @@ class AttributedClassification(Classification):
             gathered.add(BlockScores(tiles, values, {}))
         return gathered
 
-    def memory(self, plan: "Plan") -> int:
-        cells = plan.grid.rows.tile * plan.grid.cols.tile
-        return super().memory(plan) + plan.wanted.size * 8 * cells + 12 * plan.analysed.size
+    def held(self, plan: "Plan") -> list[int]:
+        per_tile = plan.grid.rows.tile * plan.grid.cols.tile + plan.card.score_channels
+        return [*super().held(plan), 4 * plan.wanted.size * per_tile, *([4 * plan.analysed.size] * 3)]
 
     def chunk(
         self, layout: MapLayout, grid: TileGrid, analysed: np.ndarray, cells: Box, results: list[BlockScores]

@@ -53,7 +53,7 @@ class View:
     """What ``score`` sees of the slide.
 
     Attributes:
-        pixels: (rows, cols, 3) uint8, normalised, at the model's µm/px.
+        pixels: (rows, cols, 3) uint8, normalised, at the model's µm/px; (rows, cols, 1) uint16 for a card of depth 16.
         corners_px: (N, 2) int64: y, x in ``pixels`` of each wanted tile of the block, row-major.
         bad: (N,) bool: tiles that saw anything that could not be decoded; None where all could.
     """
@@ -61,6 +61,10 @@ class View:
     pixels: np.ndarray
     corners_px: np.ndarray
     bad: np.ndarray | None = None
+
+    def bad_tiles(self) -> np.ndarray:
+        """(N,) bool, to be added to: ``bad``, or none."""
+        return np.zeros(len(self.corners_px), bool) if self.bad is None else self.bad.copy()
 
 
 class Result(Protocol):
@@ -132,8 +136,11 @@ class Task(Protocol):
     def gather(self, plan: "Plan", recovered: "Recovered") -> Gathered:
         """A gathering that holds what the journal of an earlier attempt held."""
 
+    def held(self, plan: "Plan") -> list[int]:
+        """Sizes in bytes of the arrays, all from ``plan.scratch``, that truth, map and regions hold at once."""
+
     def memory(self, plan: "Plan") -> int:
-        """Bytes that truth and map take in the process of the run."""
+        """Bytes that what is found takes beside them, in the process of the run."""
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         """Cells at which the chunks of the lazy map begin, and its extent: (blocks along the axis + 1,) entries."""

@@ -28,7 +28,8 @@ class TileScores:
     """Scores of all tiles of a run: (tile rows, tile cols, score channels) float32, NaN where not run."""
 
     def __init__(self, plan: "Plan") -> None:
-        self._scores = np.full((*plan.wanted.shape, plan.card.score_channels), np.nan, np.float32)
+        shape = (*plan.wanted.shape, plan.card.score_channels)
+        self._scores = plan.scratch.full(shape, np.nan, np.float32)
 
     @property
     def ran(self) -> np.ndarray:
@@ -73,8 +74,13 @@ class Classification:
             gathered.add(BlockScores(tiles, values, {}))
         return gathered
 
+    def held(self, plan: "Plan") -> list[int]:
+        cells, tiles = plan.analysed.size, plan.wanted.size
+        regions = [cells, *([4 * cells] * 3)]  # labels; components, owners, tiles counted
+        return [tiles, 4 * tiles * plan.card.score_channels, cells, cells * len(plan.layout.channels), *regions]
+
     def memory(self, plan: "Plan") -> int:
-        return 12 * plan.analysed.size + 8 * plan.wanted.size * plan.card.score_channels
+        return 0
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         """Where a block's first tile starts; the last chunk takes what overhangs."""
@@ -97,7 +103,7 @@ class Classification:
 
     def map(self, truth: "Truth") -> np.ndarray:
         extent = truth.grid.lattice.extent_cells
-        out = np.zeros((*extent.shape, len(truth.layout.channels)), np.uint8)
+        out = truth.scratch.zeros((*extent.shape, len(truth.layout.channels)), np.uint8)
         for cells in Box.of(extent).pieces(_STRIP, _STRIP):
             analysed = truth.analysed[cells.slices]
             if analysed.any():

@@ -7,13 +7,15 @@ inference again. The map is uint8: 0 = not analysed, 1–255 = (v − 1) / 254.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from wsiengine.classes import Colour, colour_of
 from wsiengine.geometry import Box
 from wsiengine.grid import TileGrid
 from wsiengine.models.activation import activate
 from wsiengine.models.card import Card
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
+
+GAUSSIAN_ENDS = 4.0  # standard deviations from its middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,13 @@ def decode(coded: np.ndarray) -> np.ndarray:
     return values
 
 
-def label(coded: np.ndarray, layout: MapLayout, threshold: float, smoothing_cells: float = 0.0) -> np.ndarray:
+def label(
+    coded: np.ndarray,
+    layout: MapLayout,
+    threshold: float,
+    smoothing_cells: float = 0.0,
+    scratch: Scratch = IN_MEMORY,
+) -> np.ndarray:
     """The class of each cell.
 
     A cell below the gate's minimum is ``layout.gate_otherwise``; one whose best class stays below ``threshold`` is
@@ -141,15 +149,23 @@ def label(coded: np.ndarray, layout: MapLayout, threshold: float, smoothing_cell
         layout: What the channels mean.
         threshold: Least probability of the best class, in [0, 1].
         smoothing_cells: Standard deviation of a Gaussian over analysed cells; 0 for none.
+        scratch: Makes the map of classes.
 
     Returns:
         (rows, cols) uint8: 0 = not analysed, k = ``layout.labels[k − 1]``.
     """
-    analysed = coded[..., 0] > 0
-    if smoothing_cells > 0:
-        values: np.ndarray = smoothed(coded, analysed, smoothing_cells)
-    else:
-        values = np.maximum(coded, 1).astype(np.float32) - 1  # in 254ths
+    out = scratch.zeros(coded.shape[:2], np.uint8)
+    for rows in strips(coded.shape):
+        if smoothing_cells > 0:
+            values = smoothed_rows(coded, rows, smoothing_cells)
+        else:
+            values = np.maximum(coded[rows], 1).astype(np.float32) - 1  # in 254ths
+        out[rows] = _label_strip(coded[rows, :, 0] > 0, values, layout, threshold)
+    return out
+
+
+def _label_strip(analysed: np.ndarray, values: np.ndarray, layout: MapLayout, threshold: float) -> np.ndarray:
+    """``label`` of some rows, from their values in 254ths."""
     classes = values[..., : len(layout.names)]
     labels = (classes.argmax(axis=-1) + 1).astype(np.uint8)
     names = layout.labels
@@ -160,25 +176,44 @@ def label(coded: np.ndarray, layout: MapLayout, threshold: float, smoothing_cell
     return labels
 
 
+def smoothed_rows(coded: np.ndarray, rows: slice, sigma: float) -> np.ndarray:
+    """``smoothed``, of some rows of a map: they see as far beyond themselves as the Gaussian does."""
+    reach = int(GAUSSIAN_ENDS * sigma + 0.5)
+    first = max(rows.start - reach, 0)
+    wide = coded[first : rows.stop + reach]
+    return smoothed(wide, wide[..., 0] > 0, sigma)[rows.start - first : rows.stop - first]
+
+
 def smoothed(coded: np.ndarray, analysed: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian mean of the analysed cells, in 254ths (normalised convolution)."""
-    weight = ndimage.gaussian_filter(analysed.astype(np.float32), sigma, mode="constant")
+    from scipy import ndimage  # slow to import
+
+    how = {"mode": "constant", "truncate": GAUSSIAN_ENDS}
+    weight = ndimage.gaussian_filter(analysed.astype(np.float32), sigma, **how)
     out = np.empty(coded.shape, np.float32)
     for channel in range(coded.shape[2]):
         values = np.where(analysed, coded[..., channel].astype(np.float32) - 1, 0)
-        out[..., channel] = ndimage.gaussian_filter(values, sigma, mode="constant") / np.maximum(weight, 1e-6)
+        out[..., channel] = ndimage.gaussian_filter(values, sigma, **how) / np.maximum(weight, 1e-6)
     return out
 
 
-def overview(coded: np.ndarray) -> np.ndarray:
+def overview(coded: np.ndarray, scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """The map at half the size: each channel the mean of its analysed cells among 2 × 2, rounded half up.
 
     Args:
         coded: (rows, cols, channels) uint8.
+        scratch: Makes the smaller map.
 
     Returns:
         (⌈rows / 2⌉, ⌈cols / 2⌉, channels) uint8; 0 only where no cell of the four was analysed.
     """
+    out = scratch.zeros((-(-coded.shape[0] // 2), -(-coded.shape[1] // 2), coded.shape[2]), np.uint8)
+    for rows in strips(coded.shape):  # of even length
+        out[rows.start // 2 : -(-rows.stop // 2)] = _halved(coded[rows])
+    return out
+
+
+def _halved(coded: np.ndarray) -> np.ndarray:
     rows, cols, channels = coded.shape
     padded = np.zeros((rows + rows % 2, cols + cols % 2, channels), np.uint8)
     padded[:rows, :cols] = coded

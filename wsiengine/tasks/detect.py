@@ -15,6 +15,7 @@ from wsiengine.models.card import Card
 from wsiengine.models.detection import Head, Second
 from wsiengine.models.parts import ClassInfo
 from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsiengine.tasks.classify import MapLayout
 
 _BESIDE = ((TOP, -1, 0), (LEFT, 0, -1), (BOTTOM, 1, 0), (RIGHT, 0, 1))
@@ -36,10 +37,11 @@ class DetectLayout(MapLayout):
 
     The map's channels are the detector's classes: how probable the best object is that covers a cell. An object's class
     is the detector's, or that of the last stage that assigns one. ``uncertain_below`` is the score from which objects
-    are shown.
+    are shown, ``minimum_score`` that below which none was kept.
     """
 
     stages: tuple[Names, ...] = ()
+    minimum_score: float = 0.0
 
     @classmethod
     def of(cls, card: Card) -> "DetectLayout":
@@ -57,6 +59,7 @@ class DetectLayout(MapLayout):
             activation="identity",
             uncertain_below=card.detection.show_score,
             stages=tuple(kept),
+            minimum_score=card.detection.minimum_score,
         )
 
     @classmethod
@@ -95,6 +98,13 @@ class DetectLayout(MapLayout):
 
 def _names(classes: tuple[ClassInfo, ...]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
     return tuple(c.asserted_as or c.name for c in classes), tuple(c.colour for c in classes)
+
+
+def nothing_below(threshold: float | None, minimum: float) -> str | None:
+    """In words, that objects of lower scores were asked for than a detector keeps; None where they were not."""
+    if threshold is None or threshold >= minimum:
+        return None
+    return f"No object below a score of {minimum:g} is kept (the card's minimum_score): {threshold:g} shows no more."
 
 
 def least_overlap_px(card: Card) -> int:
@@ -137,18 +147,27 @@ def slide_px(lattice: Lattice) -> tuple[float, float]:
     return lattice.slide_l0.height / fy, lattice.slide_l0.width / fx
 
 
-def cover(objects: Objects, channels: int, analysed: np.ndarray, cells: Box, cell_px: int) -> np.ndarray:
+def cover(
+    objects: Objects,
+    channels: int,
+    analysed: np.ndarray,
+    place: tuple[Box, int],
+    scratch: Scratch = IN_MEMORY,
+) -> np.ndarray:
     """The map under ``cells``: the score of the best candidate that covers a cell's centre, or is centred in it.
 
     Args:
         objects: Candidates; those elsewhere do not matter.
         channels: The detector's classes.
         analysed: (cells.height, cells.width) bool.
+        place: The cells, and the working pixels along one.
+        scratch: Makes the map.
 
     Returns:
         (cells.height, cells.width, channels) uint8: 0 = not analysed, 1 = nothing, 255 = certain.
     """
-    best = np.ones((*cells.shape, channels), np.uint8)
+    cells, cell_px = place
+    best = scratch.full((*cells.shape, channels), 1, np.uint8)
     spans = np.ceil(objects.boxes / cell_px - 0.5).astype(np.int64)  # cells whose centre the box covers
     middle = np.floor(objects.centres / cell_px).astype(np.int64)
     low = np.minimum(spans[:, :2], middle) - (cells.y0, cells.x0)
@@ -158,7 +177,8 @@ def cover(objects: Objects, channels: int, analysed: np.ndarray, cells: Box, cel
     for k in np.flatnonzero((high > low).all(axis=1)).tolist():
         here = best[low[k, 0] : high[k, 0], low[k, 1] : high[k, 1], objects.labels[k]]
         np.maximum(here, coded[k], out=here)
-    best[~analysed] = 0
+    for rows in strips(best.shape):
+        best[rows][~analysed[rows]] = 0
     return best
 
 

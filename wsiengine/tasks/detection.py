@@ -21,6 +21,8 @@ from wsiengine.journal import Journal, Recovered
 from wsiengine.merging import merge
 from wsiengine.models.card import Card
 from wsiengine.objects import Objects, joined, objects_from_bytes, objects_of
+from wsiengine.scratch import strips
+from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import Packed, View
 from wsiengine.tasks.classify import MapLayout
 from wsiengine.tasks.detect import DetectLayout, cover, slide_px, tile_view
@@ -72,9 +74,11 @@ class CandidatesSoFar:
         found = joined(self._parts, columns(plan.card.second))
         self._parts = []
         found = found.take(np.argsort(found.tiles, kind="stable"))  # each tile's come from one block, best first
-        cells = Box.of(plan.lattice.extent_cells)
-        analysed = plan.analysed & plan.grid.covered_by(self.ran)
-        coded = cover(found, len(plan.layout.channels), analysed, cells, plan.lattice.cell_px)
+        place = (Box.of(plan.lattice.extent_cells), plan.lattice.cell_px)
+        analysed = plan.grid.covered_by(self.ran, plan.scratch)
+        for rows in strips(analysed.shape):
+            analysed[rows] &= plan.analysed[rows]
+        coded = cover(found, len(plan.layout.channels), analysed, place, plan.scratch)
         merged = merge(found, plan.card.detection, plan.grid)
         return {
             "map": coded,
@@ -113,20 +117,26 @@ class Detection:
         return DetectLayout.stored(facts)
 
     def score(self, job: "Job", block: Block, view: View) -> Packed:
-        ran = block.wanted.copy()
-        if view.bad is not None:
-            ran[block.wanted] = ~view.bad
         places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
         pixels = _checked_pixels(job, view, places)
         parts, left_out = [], 0
         roles = job.runtime.card.outputs.roles
+        bad = view.bad_tiles()
         for k, arrays in enumerate(job.runtime.outputs(pixels, view.corners_px)):
-            if view.bad is not None and view.bad[k]:
+            if bad[k]:
                 continue
             tile = tile_view(job.grid, job.wanted, *places[k].tolist())
-            found, beyond = _found(job, dict(zip(roles, arrays, strict=True)), tile)
+            try:
+                found, beyond = _found(job, dict(zip(roles, arrays, strict=True)), tile)
+                parts.append(_with_second(job, found, tile, _tile(job, pixels, view.corners_px[k])))
+            except ScoreError:
+                if not isinstance(job.slide, TolerantSlide):
+                    raise
+                bad[k] = True
+                continue
             left_out += beyond
-            parts.append(_with_second(job, found, tile, _tile(job, pixels, view.corners_px[k])))
+        ran = block.wanted.copy()
+        ran[block.wanted] = ~bad
         return Packed(block.tiles, ran, pack(left_out, joined(parts, columns(job.runtime.card.second))))
 
     def record(self, journal: Journal, result: Packed) -> None:
@@ -138,11 +148,16 @@ class Detection:
             gathered.add(Packed(tiles, ran, payload))
         return gathered
 
+    def held(self, plan: "Plan") -> list[int]:
+        """The map; what was analysed, its parts while its area is told."""
+        cells = plan.analysed.size
+        return [plan.wanted.size, cells, cells * len(plan.layout.channels), cells, 4 * cells]
+
     def memory(self, plan: "Plan") -> int:
-        """The map, and candidates as many as a tissue of small cells has."""
+        """Candidates, as many as a tissue of small cells has."""
         allowed = plan.card.detection.per_tile if plan.card.detection else _USUAL_PER_TILE
         count = min(MOST_OBJECTS, int(plan.wanted.sum()) * min(allowed, max(_USUAL_PER_TILE, allowed // 4)))
-        return plan.analysed.size * (3 * len(plan.layout.channels) + 16) + count * _BYTES_PER_CANDIDATE
+        return count * _BYTES_PER_CANDIDATE
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         """Where a block's first tile starts; the last chunk takes what overhangs."""
@@ -155,9 +170,8 @@ class Detection:
         self, layout: MapLayout, grid: TileGrid, analysed: np.ndarray, cells: Box, results: list[Packed]
     ) -> np.ndarray:
         found = joined([unpack(result.payload)[1] for result in results])
-        return cover(
-            found, len(layout.channels), analysed & _covered(results, grid, cells), cells, grid.lattice.cell_px
-        )
+        seen = analysed & _covered(results, grid, cells)
+        return cover(found, len(layout.channels), seen, (cells, grid.lattice.cell_px))
 
     def map(self, truth: "Truth") -> np.ndarray:
         return truth.arrays["map"]

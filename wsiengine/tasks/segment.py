@@ -16,7 +16,8 @@ from wsiengine.grid import Axis, TileGrid
 from wsiengine.models.activation import activate
 from wsiengine.models.card import Card
 from wsiengine.models.segmentation import CONTOUR
-from wsiengine.tasks.classify import MapLayout, smoothed
+from wsiengine.scratch import IN_MEMORY, Scratch, strips
+from wsiengine.tasks.classify import MapLayout, smoothed_rows
 from wsikernels.components import label_components
 from wsikernels.regions import add_alone, fill_holes, grow, keep_large
 
@@ -71,6 +72,11 @@ class SegmentLayout(MapLayout):
         """Names of the map's channels: the classes, then ``contour`` and ``lumen`` where there are such."""
         extra = ((CONTOUR, self.contour >= 0), (LUMEN, self.bright_above >= 0))
         return (*self.names, *(name for name, there in extra if there))
+
+    @property
+    def object_classes(self) -> tuple[tuple[str, Colour], ...]:
+        """The classes that an object may have."""
+        return tuple(zip(self.names, self.colours, strict=True))
 
     @property
     def label_colours(self) -> tuple[Colour, ...]:
@@ -215,7 +221,9 @@ class Rule:
     holes: int = 0
 
 
-def find_objects(coded: np.ndarray, layout: SegmentLayout, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+def find_objects(
+    coded: np.ndarray, layout: SegmentLayout, rule: Rule, scratch: Scratch = IN_MEMORY
+) -> tuple[np.ndarray, np.ndarray]:
     """The objects of a map.
 
     Of each class: the cells whose best class it is, from the threshold on; their parts between borders, connected
@@ -225,39 +233,53 @@ def find_objects(coded: np.ndarray, layout: SegmentLayout, rule: Rule) -> tuple[
         coded: (rows, cols, channels) uint8 map; 0 = not analysed.
         layout: What the channels mean.
         rule: See :class:`Rule`.
+        scratch: Makes the maps.
 
     Returns:
         Objects, int32 (rows, cols), 0 = none, 1 … n by class, then reading order; and the class (from 1) of each,
         uint8 (n,).
     """
-    values = coded
-    if rule.smoothing > 0:
-        analysed = coded[..., 0] > 0
-        values = np.where(analysed[..., None], smoothed(coded, analysed, rule.smoothing) + 1, 0)
-    count = len(layout.names)
-    best = values[..., :count].max(axis=-1)
-    left = (best > 0) & (best >= 1 + rule.threshold * 254)
-    border = values[..., count] > 1 + layout.contour_above * 254 if layout.contour >= 0 else None
-    objects = np.zeros(coded.shape[:2], np.int32)
+    best, border = _best_classes(coded, layout, rule, scratch)
+    objects = scratch.zeros(coded.shape[:2], np.int32)
     kinds: list[int] = []
-    for k in range(count):
-        inside = left & (values[..., k] == best)
-        left &= ~inside
-        found, parts = _parts(inside, border, rule)
-        np.add(found, len(kinds), out=objects, where=found > 0)
-        kinds += [k + 1] * parts
+    for k in range(1, len(layout.names) + 1):
+        found, parts = _parts(np.equal(best, k, out=scratch.zeros(best.shape, bool)), border, rule, scratch)
+        for rows in strips(found.shape):
+            np.add(found[rows], len(kinds), out=objects[rows], where=found[rows] > 0)
+        kinds += [k] * parts
     if rule.holes:
-        fill_holes(objects, rule.holes)
+        fill_holes(objects, rule.holes, scratch.zeros)
     return objects, np.array(kinds, np.uint8)
 
 
-def _parts(inside: np.ndarray, border: np.ndarray | None, rule: Rule) -> tuple[np.ndarray, int]:
+def _best_classes(
+    coded: np.ndarray, layout: SegmentLayout, rule: Rule, scratch: Scratch
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The class (from 1) of each cell, 0 where none reaches the threshold, uint8; and whether it is border, bool."""
+    count = len(layout.names)
+    best = scratch.zeros(coded.shape[:2], np.uint8)
+    border = scratch.zeros(coded.shape[:2], bool) if layout.contour >= 0 else None
+    for rows in strips(coded.shape):
+        values = coded[rows]
+        if rule.smoothing > 0:
+            values = np.where(values[..., :1] > 0, smoothed_rows(coded, rows, rule.smoothing) + 1, 0)
+        most = values[..., :count].max(axis=-1)
+        enough = (most > 0) & (most >= 1 + rule.threshold * 254)
+        best[rows] = np.where(enough, values[..., :count].argmax(axis=-1) + 1, 0)
+        if border is not None:
+            border[rows] = values[..., count] > 1 + layout.contour_above * 254
+    return best, border
+
+
+def _parts(inside: np.ndarray, border: np.ndarray | None, rule: Rule, scratch: Scratch) -> tuple[np.ndarray, int]:
     """Connected parts of ``inside``, apart where a border runs between them → int32 in reading order, how many."""
     if border is None:
-        found = label_components(inside, eight=False)[0]
+        found = label_components(inside, eight=False, zeros=scratch.zeros)[0]
     else:
-        seeds = label_components(inside & ~border, eight=False)[0]
-        keep_large(seeds, max(1, rule.least // 2))
-        found = grow(seeds, inside, rule.steps)
-        add_alone(found, inside)
+        between = np.greater(inside, border, out=scratch.zeros(inside.shape, bool))
+        found = label_components(between, eight=False, zeros=scratch.zeros)[0]
+        del between
+        keep_large(found, max(1, rule.least // 2))
+        grow(found, inside, rule.steps, in_place=True)
+        add_alone(found, inside, scratch.zeros)
     return found, keep_large(found, rule.least)

@@ -21,6 +21,7 @@ from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import Axis, Block, TileGrid
 from wsiengine.journal import Journal, Recovered
 from wsiengine.models.card import Card
+from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import Packed, View
 from wsiengine.tasks.classify import MapLayout
 from wsiengine.tasks.segment import LUMEN, Rule, SegmentLayout, Window, add_tiles, blended, find_objects, tile_map
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from wsiengine.truth import Truth
 
 _STRIP = 1024  # cells blended at a time
+_OUTLINE_BYTES_PER_CELL = 6  # of tissue that is all glands, measured
 _QUICK = 1  # of zlib: maps are mostly flat, and more effort gains little
 
 
@@ -42,7 +44,7 @@ class MapSoFar:
     def __init__(self, plan: "Plan") -> None:
         self.ran = np.zeros(plan.wanted.shape, bool)
         self._plan = plan
-        self._sums = np.zeros((*plan.analysed.shape, len(plan.layout.channels)), np.uint16)
+        self._sums = plan.scratch.zeros((*plan.analysed.shape, len(plan.layout.channels)), np.uint16)
 
     def add(self, result: Packed) -> None:
         here = self._sums[_under(result.tiles, self._plan.grid).slices]
@@ -52,12 +54,14 @@ class MapSoFar:
     def arrays(self) -> Mapping[str, np.ndarray]:
         grid, analysed = self._plan.grid, self._plan.analysed
         window = Window.of(grid, _segment_layout(self._plan.layout).halo)
-        coded = np.zeros(self._sums.shape, np.uint8)
+        coded = self._plan.scratch.zeros(self._sums.shape, np.uint8)
         for cells in Box.of(grid.lattice.extent_cells).pieces(_STRIP, _STRIP):
-            if analysed[cells.slices].any():
-                coded[cells.slices] = blended(self._sums[cells.slices], self.ran, window, grid, cells)
-        coded[~analysed] = 0
-        self._sums = self._sums[:0]
+            here = analysed[cells.slices]
+            if here.any():
+                found = blended(self._sums[cells.slices], self.ran, window, grid, cells)
+                found[~here] = 0
+                coded[cells.slices] = found
+        self._sums = np.empty(0, np.uint16)  # a slice of it would keep all of it
         return {"map": coded, "ran": self.ran.astype(np.uint8)}
 
 
@@ -96,10 +100,10 @@ class Segmentation:
         layout, grid = self.layout(job.runtime.card), job.grid
         window = Window.of(grid, layout.halo)
         cells = _under(block.tiles, grid)
-        sums = add_tiles(_maps(job, block, view), window, grid, cells, len(layout.channels))
+        bad = view.bad_tiles()
+        sums = add_tiles(_maps(job, block, view, bad), window, grid, cells, len(layout.channels))
         ran = block.wanted.copy()
-        if view.bad is not None:
-            ran[block.wanted] = ~view.bad
+        ran[block.wanted] = ~bad
         return Packed(block.tiles, ran, pack(sums))
 
     def record(self, journal: Journal, result: Packed) -> None:
@@ -111,9 +115,16 @@ class Segmentation:
             gathered.add(Packed(tiles, ran, payload))
         return gathered
 
+    def held(self, plan: "Plan") -> list[int]:
+        """The sums and the map; or the map, classes, borders and labels while objects are found."""
+        cells, channels = plan.analysed.size, len(plan.layout.channels)
+        merging = [2 * cells * channels, cells * channels]
+        finding = [cells * channels, *([cells] * 4), *([4 * cells] * 3)]
+        return [plan.wanted.size, cells, *max(merging, finding, key=sum)]
+
     def memory(self, plan: "Plan") -> int:
-        """Sums, the map and its overviews; objects, their parts and outlines (20 to 26 bytes a cell, measured)."""
-        return plan.analysed.size * (4 * len(plan.layout.channels) + 28)
+        """Outlines on their way to polygons."""
+        return int(plan.tissue_um2 / plan.lattice.cell_um2 * _OUTLINE_BYTES_PER_CELL)
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         """Where a block's first tile starts; the last chunk takes what overhangs."""
@@ -150,7 +161,7 @@ class Segmentation:
         from wsiengine.annotations import AnnotateOptions, annotate_objects
 
         layout, lattice = _segment_layout(truth.layout), truth.grid.lattice
-        objects = find_objects(coded, layout, _rule(layout, lattice, finish))
+        objects = find_objects(coded, layout, _rule(layout, lattice, finish), truth.scratch)
         options = AnnotateOptions(
             fingerprint=truth.fingerprint,
             identity=truth.key,
@@ -158,14 +169,15 @@ class Segmentation:
             min_area_um2=max(finish.min_area_um2, layout.min_area_um2),
             clip_l0=shapely.from_wkt(truth.region_wkt) if truth.region_wkt else None,
             channel_names=layout.channels,
+            scratch=truth.scratch,
         )
         probability = coded
         if LUMEN in layout.channels:
-            probability = coded.copy()
-            probability[..., -1][coded[..., 0] == 0] = 255  # what is not analysed inside an object is glass
+            probability = truth.scratch.by_strips(coded.shape, coded.dtype, lambda rows: _with_glass(coded[rows]))
         classes = list(zip(layout.names, layout.colours, strict=True))
         found = annotate_objects(objects, probability, lattice, classes, options)
-        return [replace(a, measurements=_measured(a, lattice), object_type=layout.object_type) for a in found]
+        shown = [a for a in found if not finish.classes or a.class_name in finish.classes]
+        return [replace(a, measurements=_measured(a, lattice), object_type=layout.object_type) for a in shown]
 
     def summarise(self, truth: "Truth", annotations: "Sequence[Annotation]") -> dict[str, Any]:
         """Area of each class, ``objects`` of each, and what was analysed."""
@@ -187,19 +199,26 @@ class Segmentation:
         return []
 
 
-def _maps(job: "Job", block: Block, view: View) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+def _maps(job: "Job", block: Block, view: View, bad: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
     """The map of every good tile, one at a time.
 
+    Args:
+        job, block, view: As the task's ``score`` has them.
+        bad: (N,) bool: tiles to be left out; where damage is tolerated, those whose map is no number are added.
+
     Raises:
-        ScoreError: NaN or infinity.
+        ScoreError: NaN or infinity, and not tolerated.
     """
     card, side = job.runtime.card, job.grid.tile_px
     layout = SegmentLayout.of(card)
     places = np.argwhere(block.wanted) + (block.tiles.y0, block.tiles.x0)
     for k, [output, *_] in enumerate(job.runtime.outputs(view.pixels, view.corners_px)):
-        if view.bad is not None and view.bad[k]:
+        if bad[k]:
             continue
         if not np.isfinite(output).all():
+            if isinstance(job.slide, TolerantSlide):
+                bad[k] = True
+                continue
             raise ScoreError(
                 f"model {card.name} gave NaN or infinity; needed finite numbers.",
                 hint="the ONNX file overflows on this input: try one exported as float32",
@@ -207,6 +226,13 @@ def _maps(job: "Job", block: Block, view: View) -> Iterator[tuple[tuple[int, int
         y, x = view.corners_px[k].tolist()
         i, j = places[k].tolist()
         yield (i, j), tile_map(output[0], view.pixels[y : y + side, x : x + side], layout)
+
+
+def _with_glass(coded: np.ndarray) -> np.ndarray:
+    """A copy of some rows of a map; what is not analysed is lumen: inside an object it is glass."""
+    out = coded.copy()
+    out[..., -1][coded[..., 0] == 0] = 255
+    return out
 
 
 def _segment_layout(layout: MapLayout) -> SegmentLayout:

@@ -24,7 +24,8 @@ class CellScores:
 
     def __init__(self, plan: "Plan") -> None:
         self._plan = plan
-        self._cells = np.full((*plan.work[1].shape, plan.card.score_channels), np.nan, np.float32)
+        shape = (*plan.work[1].shape, plan.card.score_channels)
+        self._cells = plan.scratch.full(shape, np.nan, np.float32)
 
     @property
     def ran(self) -> np.ndarray:
@@ -38,7 +39,8 @@ class CellScores:
     def arrays(self) -> Mapping[str, np.ndarray]:
         """``scores`` of the windows, and the ``cells`` they come from."""
         plan = self._plan
-        scores = window_means(self._cells, plan.grid, gated=plan.card.gate is not None)
+        gated = plan.card.gate is not None
+        scores = window_means(self._cells, plan.grid, gated=gated, scratch=plan.scratch)
         scores[~plan.wanted] = np.nan
         return {"scores": scores, "cells": self._cells}
 
@@ -65,8 +67,9 @@ class DenseClassification(Classification):
             gathered.add(BlockScores(cells, values, {}))
         return gathered
 
-    def memory(self, plan: "Plan") -> int:
-        return super().memory(plan) + 8 * plan.work[1].size * plan.card.score_channels
+    def held(self, plan: "Plan") -> list[int]:
+        cells = plan.work[1].size
+        return [*super().held(plan), cells, 4 * cells * plan.card.score_channels]
 
     def edges(self, axis: Axis, block_tiles: int) -> list[int]:
         return [*range(0, axis.extent, block_tiles), axis.extent]

@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.views:
         from wsiengine.training.views import Views, train_on_views  # it needs this module's recipe
 
-        train_on_views(fields, recipe, Views.read(asked.views), backbone=asked.data / BACKBONE, out=asked.out)
+        views = Views.read(asked.views)
+        recipe = replace(recipe, frozen_blocks=views.steps)
+        train_on_views(fields, recipe, views, backbone=asked.data / BACKBONE, out=asked.out)
     else:
         train(fields, recipe, backbone=asked.data / BACKBONE, out=asked.out)
 

@@ -48,6 +48,7 @@ class Field:
         case: Case or patient, unique across sets.
         fold: Fixed fold, 0 to 4.
         mpp_yx: µm per pixel down and across.
+        slide: The slide that it was cut from, where the set names one.
     """
 
     image: Path
@@ -58,6 +59,7 @@ class Field:
     case: str
     fold: int
     mpp_yx: tuple[float, float]
+    slide: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from wsiengine.datasets.rows import Annotated, DetectionSet
 from wsiengine.datasets.splitting import FOLDS, of_classes, split, with_folds
 from wsiengine.errors import WsiError
 from wsiengine.evaluate_detection import FPPI, average_precision, case_interval, match, sensitivity_at
-from wsiengine.models.fields import SLUG, SLUG_WORDS
+from wsiengine.models.fields import SLUG, SLUG_WORDS, Fields
 from wsiengine.normalise import parse_recipe
 from wsiengine.training.backbones import build, load_weights
 from wsiengine.training.centre import CentreDetector, CentreNet
@@ -144,6 +144,8 @@ def run(
     """
     own = DetectionRecipe.of(json.loads(Path(recipe).read_text(encoding="utf-8")), Path(recipe))
     found = of_classes(with_folds(read_detections(Path(data), own.format)), own.classes)
+    for name in found.classes:  # the card would refuse it, after the training
+        Fields({"class": name}, str(data)).name("class")
     trained, tested = split(found, own.test_fold)
     say(f"train {len(trained.images)} images, {trained.objects} objects; test {len(tested.images)} images")
     cv2.setNumThreads(1)

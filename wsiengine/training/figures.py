@@ -1,4 +1,9 @@
-"""Figures of crc5 from scores, as they stand on its card: by tile, image and set, with case-bootstrap intervals."""
+"""Figures of crc5's trainings from their networks' scores: by tile, image and set, with case-bootstrap intervals.
+
+They choose and compare trainings, whose networks are never exported. A shut tile is wrong; the uncertain rule is left
+out. What stands on a card is what ``wsiengine evaluate`` says of the finished model
+(:mod:`wsiengine.training.evidence`).
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +26,8 @@ GATE_MINIMUM = 0.25
 """Predicted epithelium below which a tile gets no class; out of fold it shut out 3 % at most of any set's class."""
 DRAWN_MINIMUM = 0.2
 """Drawn epithelium below which a tile has no class to be right about."""
+LEAST_SURE = 0.42
+"""A best class of three below this, a quarter above chance, is no diagnosis."""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -174,21 +181,25 @@ def best_temperature(scores: Scores) -> float:
 def uncertain_below(scores: Scores, temperature: float, *, reject: float = 0.05) -> dict[str, Any]:
     """The probability under which a diagnosis is called uncertain: it rejects ``reject`` of held-out tiles.
 
-    Sets weigh alike, cases within. From 0.5, below which no class is likelier than not, to 0.7.
+    Sets weigh alike, cases within. At least :data:`LEAST_SURE`, at most 0.7.
     """
     rows = diagnosed(scores)
     weight = _weight(rows)
     claimed = softmax(rows.logits / temperature).max(axis=1)
     order = np.argsort(claimed)
     share = np.cumsum(weight[order]) / weight.sum()
-    below = round(float(np.clip(claimed[order][np.searchsorted(share, reject)], 0.5, 0.7)), 2)
+    below = round(float(np.clip(claimed[order][np.searchsorted(share, reject)], LEAST_SURE, 0.7)), 2)
     right = rows.logits.argmax(axis=1) == rows.labels
     sure = claimed >= below
     return {
         "below": below,
         "rejected": round(float(np.average(~sure, weights=weight)), 3),
-        "right_above": round(float(np.average(right[sure], weights=weight[sure])), 3),
-        "right_below": round(float(np.average(right[~sure], weights=weight[~sure])), 3) if (~sure).any() else None,
+        "right_above": _share_right(right, weight, sure),
+        "right_below": _share_right(right, weight, ~sure),
         "cases": len(np.unique(rows.column("case"))),
         "tiles": len(claimed),
     }
+
+
+def _share_right(right: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> float | None:
+    return round(float(np.average(right[rows], weights=weight[rows])), 3) if rows.any() else None

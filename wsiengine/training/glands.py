@@ -24,6 +24,7 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 from wsiengine.errors import OutputConflict
 from wsiengine.models.integrity import file_sha256
 from wsiengine.training.augment import Stain, View, degrade, measure_stain, random_view, restain, stain_change
+from wsiengine.training.backbone import halved
 from wsiengine.training.backbones import load_weights
 from wsiengine.training.data import Field, read_fields, read_image, read_mask, resample
 from wsiengine.training.mobilenet import MobileNetV2
@@ -180,7 +181,7 @@ class Trainer:
             group["lr"] = rate * self.recipe.rate_at(self.iteration)
         pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2)
         wanted = avg_pool2d(torch.from_numpy(truth).permute(0, 3, 1, 2).float() / 255, STRIDE_PX)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with halved():
             logits = self.network(pixels, self.recipe.frozen_steps)
         loss = loss_of(logits.float(), wanted)
         self.optimiser.zero_grad(set_to_none=True)

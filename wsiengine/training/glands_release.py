@@ -36,6 +36,9 @@ _INTENDED_USE = (
 )
 
 
+EVALUATION = "wsiengine evaluate --model glands --data DIR/crc/glas --source-mpp 0.62 --where split=testA"
+
+
 def release(run: Path, to: Path, figures: dict[str, Any] | None, command: str) -> None:
     """Write ``glands.onnx`` and ``card.json``.
 
@@ -78,6 +81,7 @@ def _card(digest: str, mpp: float, figures: dict[str, Any] | None, command: str)
         "terms": "LICENSES/glands.txt",
         "intended_use": _INTENDED_USE,
         "training_command": command,
+        "evaluation_command": EVALUATION,
     }
 
 

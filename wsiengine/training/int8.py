@@ -1,5 +1,6 @@
 """Writes a rounded network as ONNX with integers in it, and any network in float16."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,9 @@ class _Writer:
         self._weights: dict[str, onnx.TensorProto] = {}
         self._constants = {w.name: w for w in self._source.initializer}
         self._named: dict[str, str] = {}  # value of the source → value here
+        # Weights are called w and b and a number here, unless the source has such names itself.
+        taken = {*self._constants, *(name for node in self._source.node for name in node.output)}
+        self._prefix = "int8." if any(re.fullmatch(r"[wb]\d+", name) for name in taken) else ""
 
     def add(self, index: int, node: onnx.NodeProto) -> None:
         if node.output[0] in (FIRST_WIDE, FIRST):  # bytes stay bytes
@@ -107,7 +111,8 @@ class _Writer:
         bias_scale = (scale.double() * of_input).float()
         whole_bias = (bias.detach().double() / bias_scale.double()).round().clamp(-(2**30), 2**30).to(torch.int32)
         out = []
-        for name, value, its in ((f"w{index}", steps, scale), (f"b{index}", whole_bias.numpy(), bias_scale)):
+        weight_name, bias_name = self._weight_names(index)
+        for name, value, its in ((weight_name, steps, scale), (bias_name, whole_bias.numpy(), bias_scale)):
             stored = self._constant(f"{name}.int", value)
             by = self._constant(f"{name}.scale", its.numpy())
             zero = self._constant(f"{name}.zero", np.zeros(len(its), value.dtype))
@@ -117,8 +122,11 @@ class _Writer:
 
     def _trained_weights(self, index: int) -> list[str]:
         """Weights as they are."""
-        named = zip((f"w{index}", f"b{index}"), self._rounded.network.convolution(index), strict=True)
+        named = zip(self._weight_names(index), self._rounded.network.convolution(index), strict=True)
         return [self._constant(name, value.detach().numpy()) for name, value in named]
+
+    def _weight_names(self, index: int) -> tuple[str, str]:
+        return f"{self._prefix}w{index}", f"{self._prefix}b{index}"
 
     def _shield(self, conv: onnx.NodeProto) -> None:
         """A maximum that changes nothing, after a plain convolution: right before integers ONNX Runtime rounds its

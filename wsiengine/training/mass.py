@@ -11,7 +11,7 @@ number of threads; started again on the same folder it resumes.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import cv2
 import numpy as np
 import torch
 
+from wsiengine.breast import breast_mask
+from wsiengine.datasets.mias import MPP as MIAS_MPP
 from wsiengine.datasets.mias import read_mias
 from wsiengine.datasets.rows import Annotated, DetectionSet
 from wsiengine.datasets.splitting import FOLDS
+from wsiengine.decoding import unsuppressed
 from wsiengine.evaluate_detection import (
     FPPI,
     Matches,
@@ -31,7 +34,10 @@ from wsiengine.evaluate_detection import (
     match,
     sensitivity_at,
 )
+from wsiengine.geometry import Lattice, Mpp
+from wsiengine.models.detection import Merge
 from wsiengine.normalise import parse_recipe
+from wsiengine.slides import open_slide
 from wsiengine.training.backbones import build, load_weights
 from wsiengine.training.centre import CentreDetector, CentreNet
 from wsiengine.training.centre_training import centre_lesson
@@ -41,7 +47,7 @@ from wsiengine.training.detection_data import Augment, Sample, normalised_sample
 from wsiengine.training.detection_export import export_network
 from wsiengine.training.detection_loop import Schedule, fit
 
-MPP, TILE_PX, LARGEST_PX = 800.0, 256, 100
+MPP, TILE_PX, LARGEST_PX, CELL_PX = 800.0, 256, 100, 4
 NORMALISE = [{"step": "clahe", "region_um": 25600, "clip": 2.0}]
 IOUS = (0.5, 0.25)
 """A circle drawn by hand says roughly where: both overlaps are reported."""
@@ -49,6 +55,8 @@ _AUGMENT = Augment(192, scales=(0.75, 1.33), colour=0.12, centre_on_objects=0.5,
 _BATCH, _FROZEN, _LIMIT = 8, 4, 50
 _RATE, _HEAD_RATE, _USUAL_PX = 5e-4, 3e-3, 24.0
 _TRAINED = (1, 2, 3, 4)
+_MERGE = Merge(above=0.3)
+_MINIMUM_SCORE = 0.02
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,31 @@ def train(run: Run, folds: Sequence[int]) -> CentreDetector:
     return CentreDetector(fitted, _LIMIT).eval()
 
 
-def find(detector: CentreDetector, samples: list[Sample]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Boxes and scores of each picture."""
-    with torch.inference_mode():
-        answers = [detector(torch.from_numpy(sample.pixels[None])) for sample in samples]
-    return [(boxes.numpy(), scores.numpy()) for boxes, scores, _ in answers]
+def find(
+    detector: CentreDetector, rows: Sequence[Annotated], samples: list[Sample]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Boxes and scores of each mammogram, as a run with the card gives them: merged, and those in the breast alone."""
+    found = []
+    for row, sample in zip(rows, samples, strict=True):
+        with torch.inference_mode():
+            boxes, scores, _ = (part.numpy() for part in detector(torch.from_numpy(sample.pixels[None])))
+        kept = np.flatnonzero(scores >= _MINIMUM_SCORE)
+        boxes, scores = boxes[kept], scores[kept]
+        kept = unsuppressed(boxes.astype(np.float64), np.zeros(len(boxes), np.int64), _MERGE)
+        boxes, scores = boxes[kept], scores[kept]
+        breast = breast_of(row)
+        centres = ((boxes[:, :2] + boxes[:, 2:]) / 2 / CELL_PX).astype(np.int64)
+        x, y = np.minimum(centres, np.array(breast.shape)[::-1] - 1).T
+        found.append((boxes[breast[y, x]], scores[breast[y, x]]))
+    return found
+
+
+def breast_of(row: Annotated) -> np.ndarray:
+    """(rows, cols) bool: the cells of a mammogram that a run analyses."""
+    slide = open_slide(row.image, mpp=MIAS_MPP)
+    lattice = Lattice(slide.info.size_l0, Mpp.square(MIAS_MPP), Mpp.square(MPP), CELL_PX)
+    analysed: np.ndarray = breast_mask(slide).cell_fraction(lattice) >= 0.5
+    return analysed
 
 
 def cross_validate(run: Run) -> dict[str, Any]:
@@ -102,7 +130,7 @@ def cross_validate(run: Run) -> dict[str, Any]:
         detector = train(run, [other for other in range(FOLDS) if other != fold])
         rows = run.found.chosen((fold,)).images
         samples = samples_of(rows)
-        for (boxes, scores), sample, row in zip(find(detector, samples), samples, rows, strict=True):
+        for (boxes, scores), sample, row in zip(find(detector, rows, samples), samples, rows, strict=True):
             for iou in IOUS:
                 matches[iou].append(match(boxes, scores, sample.objects.boxes_xyxy, sample.objects.ignored, iou))
             cases.append(row.case)
@@ -146,7 +174,7 @@ def write_model(run: Run, to: Path) -> None:
     samples = samples_of(rows)
     held_out = [
         match(boxes, scores, s.objects.boxes_xyxy, s.objects.ignored, 0.25)
-        for (boxes, scores), s in zip(find(detector, samples), samples, strict=True)
+        for (boxes, scores), s in zip(find(detector, rows, samples), samples, strict=True)
     ]
     facts = {
         "cross_validated": found,
@@ -163,6 +191,7 @@ def _card(to: Path, facts: dict[str, Any], run: Run) -> dict[str, Any]:
     sensitivity = found["sensitivity_at_fppi"]["1.0"]
     return {
         "name": "mass",
+        "version": "1.1",
         "description": (
             f"Masses in mammograms; a weak model from {facts['trained']['masses']} masses. Cross-validated sensitivity "
             f"{sensitivity['value']} ({sensitivity['low']}–{sensitivity['high']}) at one false positive per image, for "
@@ -173,15 +202,16 @@ def _card(to: Path, facts: dict[str, Any], run: Run) -> dict[str, Any]:
         ],
         "input": {"size_px": TILE_PX, "mpp": MPP, "layout": "NHWC", "dtype": "uint8", "range": [0, 255], "pad": 0},
         "recipe": NORMALISE,
+        "tissue": "breast",
         "outputs": {"boxes": "boxes", "scores": "scores", "labels": "labels"},
         "detection": {
             "largest_px": LARGEST_PX,
-            "minimum_score": 0.02,
+            "minimum_score": _MINIMUM_SCORE,
             "show_score": facts["score_at_1_fppi"],
             "per_tile": _LIMIT,
-            "merge": {"method": "nms", "overlap": "iou", "above": 0.3},
+            "merge": asdict(_MERGE),
         },
-        "output_stride_px": 16,
+        "output_stride_px": CELL_PX,
         "resources": [resource(to / name) for name in ("mass.onnx", "figures.json")],
         "licence": "research use only",
         "terms": "LICENSES/mass.txt",

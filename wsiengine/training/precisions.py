@@ -19,7 +19,8 @@ import onnx
 import torch
 
 from wsiengine.errors import CardError, WsiError
-from wsiengine.evaluating import Rows, choose, field_tiles, report, score_images
+from wsiengine.evaluating import field_tiles, score_images
+from wsiengine.evaluation_report import Account, predicted, report
 from wsiengine.models.card import Card, load_card, parse_card
 from wsiengine.models.integrity import file_sha256
 from wsiengine.models.parts import InputSpec
@@ -32,7 +33,6 @@ from wsiengine.training.rounding import Rounded, Training
 
 _TILES = 1600  # of the training side, in memory at once
 _SPEED_TILES = 40
-_OTHER = 1_000  # an answer that is no class
 
 
 def add_precisions(
@@ -42,6 +42,7 @@ def add_precisions(
     held_out: Sequence[Field],
     *,
     how: Training | None = None,
+    keep: bool = True,
     say: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
     """Make files of a model's network in other number formats, measure them, and name them on the card.
@@ -52,6 +53,7 @@ def add_precisions(
         trained: Fields whose tissue the int8 network is trained on (their labels are not used).
         held_out: Fields, of other cases, on which every format is compared with float32.
         how: How int8 is trained.
+        keep: Whether the files stay; else the card has what was measured, under ``measured``, and no file.
         say: Told in a line what happens.
 
     Returns:
@@ -71,7 +73,9 @@ def add_precisions(
             f"there are {len(trained)} images to train on and {len(held_out)} to measure on: needed both",
             hint="choose another --test-fold, or add cases",
         )
-    tested = choose(held_out, [c.name for c in card.map_classes])
+    tested = [f for f in held_out if f.label in {c.name for c in card.map_classes}]
+    if not tested:
+        raise WsiError("no held-out image is labelled as a class of the model", hint="rename labels with --map")
     facts = {}
     for kind in wanted:
         file = folder / f"{card.at(REFERENCE).model_path.stem}.{kind}.onnx"
@@ -79,7 +83,7 @@ def add_precisions(
         say(f"{kind}: {file.name}")
         made = write_fp16(network) if kind == "fp16" else _int8(network, card, trained, how or Training(), say)
         onnx.save(made, file)
-        facts[kind] = _name_on_card(folder, kind, file.name, tested)
+        facts[kind] = _name_on_card(folder, kind, file, tested, keep=keep)
         card = load_card(folder / "card.json")
         found = facts[kind]
         say(
@@ -146,19 +150,26 @@ def as_input(tiles: np.ndarray, spec: InputSpec) -> np.ndarray:
     return np.ascontiguousarray(scaled.astype(spec.dtype))
 
 
-def _name_on_card(folder: Path, kind: str, file: str, tested: Sequence[Field]) -> dict[str, Any]:
+def _name_on_card(folder: Path, kind: str, file: Path, tested: Sequence[Field], *, keep: bool) -> dict[str, Any]:
     """Measure the file and write it on the card; returns its entry."""
     data = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    data["resources"] = [r for r in data["resources"] if r["file"] != file]
-    data["resources"].append({"file": file, "sha256": file_sha256(folder / file)})
-    data["precision"] = dict(data.get("precision") or {}) | {kind: {"file": file, "agreement": 0, "loss_points": 0}}
-    card = parse_card(data, folder)
-    found = measure(card, kind, tested)
-    data["precision"][kind] = {"file": file, **found, "bytes": (folder / file).stat().st_size}
+    named = dict(data.get("precision") or {})
+    others = [r for r in data["resources"] if r["file"] != file.name]
+    with_file = [*others, {"file": file.name, "sha256": file_sha256(file)}]
+    unmeasured = {kind: {"file": file.name, "agreement": 0, "loss_points": 0}}
+    card = parse_card(data | {"resources": with_file, "precision": named | unmeasured}, folder)
+    found = measure(card, kind, tested) | {"bytes": file.stat().st_size}
+    if keep:
+        data |= {"resources": with_file, "precision": named | {kind: {"file": file.name, **found}}}
+    else:
+        file.unlink()
+        named.pop(kind, None)
+        measured = dict(named.get("measured") or {}) | {kind: found}
+        data |= {"resources": others, "precision": named | {"measured": measured}}
     new = folder / "card.json.new"
     new.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     new.replace(folder / "card.json")
-    return data["precision"][kind]
+    return found
 
 
 def measure(card: Card, kind: str, fields: Sequence[Field]) -> dict[str, Any]:
@@ -170,14 +181,13 @@ def measure(card: Card, kind: str, fields: Sequence[Field]) -> dict[str, Any]:
     """
     runtimes = [Runtime(card.at(k), device="cpu") for k in (REFERENCE, kind)]
     whole, other = (score_images(card, fields, runtime) for runtime in runtimes)
-    below = card.uncertain.below if card.uncertain else 0.0
-    classes = [c.name for c in card.map_classes]
-    reports = [report(rows, classes, below=below) for rows in (whole, other)]
+    how = Account.of(card)
+    reports = [report(rows, how) for rows in (whole, other)]
     lost = {}
     for level in ("tile", "image"):
         before, after = (found[level]["balanced_accuracy"]["value"] for found in reports)
         lost[level] = round(100 * (before - after), 2)
-    same = answers(whole, below) == answers(other, below)
+    same = predicted(whole, how.below) == predicted(other, how.below)
     alike = whole.probability.argmax(1) == other.probability.argmax(1)
     return {
         "agreement": round(float(same.mean()), 4),
@@ -190,12 +200,6 @@ def measure(card: Card, kind: str, fields: Sequence[Field]) -> dict[str, Any]:
         "cases": len({f.case for f in fields}),
         "speed": round(_speed(runtimes, card, fields[0]), 2),
     }
-
-
-def answers(rows: Rows, below: float) -> np.ndarray:
-    """What is said of each tile: a class, or that there is none to be said, or that none is likely enough."""
-    best, most = rows.probability.argmax(1), rows.probability.max(1)
-    return np.where(~rows.judged, _OTHER, np.where(most < below, _OTHER + 1, best))
 
 
 def _speed(runtimes: Sequence[Runtime], card: Card, field: Field) -> float:
@@ -237,11 +241,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sources", default="ebhi,glas,lc25000", help="sets to train and measure on")
     parser.add_argument("--iterations", type=int, default=Training.iterations)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--measure-only", action="store_true", help="write the figures on the card, keep no file")
     asked = parser.parse_args(arguments)
     fields = read_fields(asked.data, asked.sources.split(","))
     how = replace(Training(), iterations=asked.iterations, threads=asked.threads)
     sides = ([f for f in fields if f.fold != 0], [f for f in fields if f.fold == 0])
-    add_precisions(asked.model, asked.precision.split(","), *sides, how=how)
+    add_precisions(asked.model, asked.precision.split(","), *sides, how=how, keep=not asked.measure_only)
 
 
 if __name__ == "__main__":

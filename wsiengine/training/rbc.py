@@ -241,6 +241,7 @@ def _card(to: Path, facts: dict[str, Any], run: Run) -> dict[str, Any]:
         ),
         "training_command": "python -m wsiengine.training.rbc --data DIR --out RUN "
         f"--detector {run.detector} --types {run.types}",
+        "evaluation_command": "wsiengine evaluate --model rbc --data DIR/rbc/chula --folds 0",
     }
 
 

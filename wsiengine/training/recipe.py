@@ -5,6 +5,7 @@ another fold decides when.
 """
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
@@ -15,12 +16,16 @@ import numpy as np
 
 from wsiengine.classes import colour_of
 from wsiengine.errors import WsiError
+from wsiengine.evaluating import score_empty_windows, score_images
+from wsiengine.evaluation_report import Account, report
+from wsiengine.models.card import load_card
+from wsiengine.models.runtime import Runtime
 from wsiengine.training.backbones import build
 from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import BACKBONE
 from wsiengine.training.data import Field, check_leak
 from wsiengine.training.export import export_onnx
-from wsiengine.training.figures import GATE_MINIMUM, softmax, table
+from wsiengine.training.figures import GATE_MINIMUM, softmax
 from wsiengine.training.loop import Progress, Validate, predictor, train
 from wsiengine.training.own import OwnRecipe
 from wsiengine.training.report import write_report
@@ -78,16 +83,19 @@ def run(
         tell=tell,
         validate=_validation(validation, plan, gated, own.tile_px) if validation else None,
     )
-    scores = score(held_out, predictor(network), own.mpp, classes=plan.classes, gated=gated, tile_px=own.tile_px)
-    figures = {"tile": table(scores), "image": table(scores.by_field())}
     export_onnx(network, out / MODEL, rows=tuple((i, 0.0) for i in range(len(plan.classes))), half=False)
+    card = card_of(own, network, (plan.classes, trained), out / MODEL)
+    _write_json(out / "card.json", card)
+    figures = held_out_figures(out, held_out, own.threads)
     _write_json(out / "report.json", {"recipe": asdict(own), "held_out": figures})
-    _write_json(out / "card.json", card_of(own, network, (trained, held_out), figures, out / MODEL))
+    _write_json(out / "card.json", with_evidence(card, figures))
     write_report(out, own, {"train": trained, "stop": validation, "test": held_out}, figures)
-    found = figures["image"]["all"]
-    low, high = found["interval_95"]
-    interval = f"{low}–{high}, {found['cases']} cases" if found["cases"] > 2 else "too few cases for an interval"
-    say(f"held out: balanced accuracy {found['balanced_accuracy']} ({interval})")
+    found = figures["image"]
+    low, value, high = (found["balanced_accuracy"][k] for k in ("low", "value", "high"))
+    interval = (
+        f"{low:.3f}–{high:.3f}, {found['cases']} cases" if found["cases"] > 2 else "too few cases for an interval"
+    )
+    say(f"held out: balanced accuracy {value:.3f} ({interval})")
     if own.precision:
         from wsiengine.training.precisions import add_precisions
 
@@ -211,27 +219,43 @@ def _weights(own: OwnRecipe, data: Path) -> Path | None:
     )
 
 
+def _evaluation(own: OwnRecipe) -> str:
+    words = ["wsiengine", "evaluate", "--model", own.name, "--data", "DIR", "--folds", str(own.test_fold)]
+    words += [word for label, name in own.merge.items() for word in ("--map", f"{label}={name}")]
+    words += ["--source-mpp", f"{own.source_mpp:g}"] if own.source_mpp else []
+    return shlex.join(words)
+
+
 def _write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def held_out_figures(folder: Path, held_out: list[Field], threads: int) -> dict[str, Any]:
+    """What ``wsiengine evaluate`` says of the finished folder on these fields."""
+    card = load_card(folder / "card.json")
+    runtime = Runtime(card, device="cpu", threads=threads)
+    empty = score_empty_windows(card, held_out, runtime) if card.gate else None
+    return report(score_images(card, held_out, runtime), Account.of(card), empty=empty)
+
+
+def with_evidence(card: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """The card with what the held-out fold says of each class."""
+    tested = figures["image"]["per_class"]
+    said = {name: {"cases_tested": of["cases"], "recall": of["recall"]} for name, of in tested.items()}
+    classes = [info | {"evidence": info["evidence"] | said[info["name"]]} for info in card["classes"]]
+    return card | {"classes": classes}
+
+
 def card_of(
-    own: OwnRecipe,
-    network: CellNet,
-    sides: tuple[list[Field], list[Field]],
-    figures: dict[str, Any],
-    model: Path,
+    own: OwnRecipe, network: CellNet, training: tuple[tuple[str, ...], list[Field]], model: Path
 ) -> dict[str, Any]:
-    """Card v1 of a trained network; ``sides`` are the fields trained on and those held out."""
-    trained, _ = sides
+    """Card v1 of a trained network, as yet without held-out fields; ``training``: its classes, and its fields."""
+    classes, trained = training
     gated = any(f.mask is not None for f in trained)
-    tested = figures["image"]["all"]["classes"]
-    classes = list(tested)
     backbone = network.backbone
 
     def evidence(name: str) -> dict[str, Any]:
-        cases = len({f.case for f in trained if f.label == name})
-        return {"cases_trained": cases, "cases_tested": tested[name]["cases"], "recall": tested[name].get("recall")}
+        return {"cases_trained": len({f.case for f in trained if f.label == name})}
 
     dense = None
     if backbone.halo_px is not None:
@@ -255,4 +279,5 @@ def card_of(
         "licence": own.licence,
         "intended_use": own.intended_use,
         "training_command": f"wsiengine train RECIPE --data DIR (seed {own.seed}, {own.iterations} iterations)",
+        "evaluation_command": _evaluation(own) if trained[0].source != "slides" else "",
     }

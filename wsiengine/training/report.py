@@ -31,12 +31,14 @@ def write_report(out: Path, own: OwnRecipe, sides: Mapping[str, Sequence[Field]]
         out: The model's folder, with ``training/log.jsonl`` in it.
         own: The recipe.
         sides: Fields by what they served for: ``train``, ``stop`` and ``test``.
-        figures: Of the held-out fold, by ``tile`` and ``image``.
+        figures: Of the held-out fold, as ``wsiengine evaluate`` gives them.
     """
     log = (out / "training" / "log.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in log.splitlines()]
     draw_curves(rows, out / "curves.png")
-    text = "\n".join([f"# {own.name}", "", *_about(own, rows), *_data(sides), *_results(figures), *_doubts()])
+    text = "\n".join(
+        [f"# {own.name}", "", *_about(own, rows), *_data(sides), *_results(figures, own.test_fold), *_doubts()]
+    )
     (out / "report.md").write_text(text + "\n", encoding="utf-8")
 
 
@@ -65,26 +67,24 @@ def _data(sides: Mapping[str, Sequence[Field]]) -> list[str]:
     return [*lines, "", "No case is on two sides.", ""]
 
 
-def _results(figures: Mapping[str, Any]) -> list[str]:
-    lines = ["## Held-out fold", ""]
+def _results(figures: Mapping[str, Any], fold: int) -> list[str]:
+    lines = ["## Held-out fold", "", f"As `wsiengine evaluate --folds {fold}` gives it for this folder.", ""]
     for level in ("image", "tile"):
-        found = figures[level]["all"]
-        low, high = found["interval_95"]
-        classes = found["classes"]
-        value = _word(found["balanced_accuracy"])
-        sure = f"**{_word(low)}** (lower bound; {value}, 95 % by cases {_word(low)}–{_word(high)}"
-        if found["cases"] < 3:
-            sure = f"**{value}** (too few cases for an interval"
+        found = figures[level]
+        classes = found["per_class"]
+        strict, likeliest = (_span(found, key) for key in ("balanced_accuracy", "balanced_accuracy_likeliest"))
+        few = "; too few cases for an interval" if found["cases"] < 3 else ""
         lines += [
-            f"By {level}: balanced accuracy {sure}; {found['rows']} {level}s, cases: {found['cases']}), "
-            f"mAP {_word(found['mean_average_precision'])}, calibration error {_word(found['ece'])}.",
+            f"By {level}: balanced accuracy {strict} where no answer is wrong, {likeliest} with the likeliest class "
+            f"({found['n']} {level}s, cases: {found['cases']}{few}), "
+            f"mAP {_word(found['mean_average_precision'])}, calibration error {_word(found['calibration_error'])}.",
             "",
             f"| {level}s | recall | precision | specificity | F1 | AUROC |",
             "|---|---|---|---|---|---|",
         ]
         for name, one in classes.items():
             values = (one[k] for k in ("recall", "precision", "specificity", "f1", "auroc"))
-            lines.append(f"| {name} ({one['rows']}) | " + " | ".join(map(_word, values)) + " |")
+            lines.append(f"| {name} ({one['n']}) | " + " | ".join(map(_word, values)) + " |")
         lines += ["", "| truth \\ answer | " + " | ".join([*classes, "no answer"]) + " |"]
         lines.append("|---" * (len(classes) + 2) + "|")
         for name, counts in zip(classes, found["confusion"], strict=True):
@@ -100,6 +100,12 @@ def _doubts() -> list[str]:
         "The held-out fold comes from the same laboratories, stains and scanners as the rest. Measure the model on "
         "tissue from elsewhere before you believe it: `wsiengine evaluate --model DIR --data OTHER`.",
     ]
+
+
+def _span(found: Mapping[str, Any], key: str) -> str:
+    """Lower bound first; the figure alone where cases are too few for one."""
+    low, value, high = (_word(found[key][k]) for k in ("low", "value", "high"))
+    return f"**{value}**" if found["cases"] < 3 else f"from **{low}**: {value} (to {high})"
 
 
 def _word(value: float | None) -> str:

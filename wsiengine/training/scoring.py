@@ -1,4 +1,4 @@
-"""Scores of labelled fields, and what they say: the figures on the card of ``crc5``.
+"""Scores of labelled fields by a network in training.
 
 A field is cut into the fewest tiles of the model's size that cover it, evenly spaced; one smaller than a tile is
 continued mirrored. A tile with hardly any drawn epithelium has no diagnosis to be right about: it is left out of the

@@ -1,8 +1,8 @@
 """Your own labels: a folder per class, or a ``labels.csv``; and folds that keep every case on one side.
 
 ``labels.csv`` has the columns ``file`` and ``class`` (or ``grade``), and may have ``case`` (or ``patient``), ``fold``
-(0–4), ``mask`` (tissue that the class is about) and ``mpp`` (µm/px). Without it, every sub-folder is a class, and a
-folder below that is a case.
+(0–4), ``mask`` (tissue that the class is about), ``mpp`` (µm/px) and ``slide``. Without it, every sub-folder is a
+class, and a folder below that is a case.
 """
 
 from collections import Counter, defaultdict
@@ -79,18 +79,25 @@ def check_folds(fields: Sequence[Field], where: str) -> None:
         folds[f.case].add(f.fold)
     if torn := sorted(case for case, of_case in folds.items() if len(of_case) > 1):
         raise WsiError(
-            f"{where}: {len(torn)} cases are in two folds: {', '.join(torn[:5])}",
+            f"{where}: {len(torn)} case{'s are' if len(torn) > 1 else ' is'} in two folds: {', '.join(torn[:5])}",
             hint="a case belongs to one fold, so that it is never on both sides of a split",
         )
 
 
-def read_labels(data: Path, *, merge: Mapping[str, str] | None = None, mpp: float | None = None) -> list[Field]:
+def read_labels(
+    data: Path,
+    *,
+    merge: Mapping[str, str] | None = None,
+    mpp: float | None = None,
+    where: Mapping[str, str] | None = None,
+) -> list[Field]:
     """Every labelled image below ``data``.
 
     Args:
         data: The folder.
         merge: Label -> class, for those that are to be merged or renamed.
         mpp: µm/px of images whose table does not say.
+        where: Column -> value that a row of labels.csv must have.
 
     Raises:
         WsiError: Nothing there, a class without images, a file that is missing, µm/px unknown, half of the folds given.
@@ -101,20 +108,40 @@ def read_labels(data: Path, *, merge: Mapping[str, str] | None = None, mpp: floa
         )
     table = data / "labels.csv"
     rows = read_table(table, ("file", "class"), "image") if table.is_file() else _rows_of_folders(data)
-    fields = [_field(data, row, merge or {}, mpp) for row in rows]
-    check_folds(fields, str(table))
-    return split_by_case(fields) if fields[0].fold == NO_FOLD else fields
+    kept = _where(rows, where or {}, table)
+    if any(row.get("fold") for row in rows):
+        fields = [_field(data, row, merge or {}, mpp) for row in kept]
+        check_folds(fields, str(table))
+        return fields
+    # Folds are those of the whole table, whichever rows are wanted.
+    fields = split_by_case([_field(data, row, merge or {}, mpp) for row in rows])
+    return [f for f, row in zip(fields, rows, strict=True) if row in kept]
+
+
+def _where(rows: list[dict[str, str]], where: Mapping[str, str], table: Path) -> list[dict[str, str]]:
+    """The rows that have these values."""
+    for column, value in where.items():
+        said = sorted({row.get(column, "") for row in rows} - {""})
+        if value not in said:
+            raise WsiError(
+                f"no row of {table} has {column} = {value}",
+                hint=f"there it is {', '.join(said[:8])}" if said else f"its columns are {', '.join(rows[0])}",
+            )
+        rows = [row for row in rows if row[column] == value]
+    return rows
 
 
 def split_by_case(fields: Sequence[Field], folds: int = FOLDS) -> list[Field]:
-    """The same fields with folds: whole cases, every class spread as evenly as its cases allow.
+    """The same fields with folds: whole cases, every label of the set spread as evenly as its cases allow.
 
+    The set's own labels count, not what they are mapped to: a fold that a training left out is the same fold for
+    whoever evaluates it with other words.
     Cases go by a hash of their name into the fold that has fewest cases of their class, so that the same labels always
     give the same folds.
     """
     classes = defaultdict(list)
     for f in fields:
-        classes[f.case].append(f.label)
+        classes[f.case].append(f.finding)
     main = {case: Counter(sorted(labels)).most_common(1)[0][0] for case, labels in classes.items()}
     place: dict[str, int] = {}
     load: Counter[tuple[str, int]] = Counter()
@@ -193,4 +220,5 @@ def _field(data: Path, row: dict[str, str], merge: Mapping[str, str], mpp: float
         case=row.get("case") or row["file"],
         fold=fold,
         mpp_yx=(said, said),
+        slide=row.get("slide", ""),
     )

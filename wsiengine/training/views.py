@@ -8,6 +8,7 @@ field of stain, belong to its training side.
 """
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from wsiengine.errors import WsiError
+from wsiengine.training.backbone import halved
 from wsiengine.training.backbones import load_weights
 from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.crc5 import BACKBONE, RECIPE
@@ -29,8 +31,10 @@ from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import image_name
 
 STEPS = 14
-"""Frozen steps whose outcome is kept: MobileNetV2 up to its stride of 16 px."""
+"""Frozen steps whose outcome is kept, unless told otherwise: MobileNetV2 up to its stride of 16 px."""
 SIDE_PX = 160
+DRAWN = "views.json"
+"""In the folder of a training: how its views were drawn."""
 _NEGATIVE, _SPOILT = 0.12, 0.055
 """Part of a batch without a class to learn, and of unreadable tiles: as they come about among views."""
 _OTHER_SHARE = 0.3
@@ -47,6 +51,8 @@ class Views:
         epithelium: float32 (N, cells, cells).
         field: Name of the field it was cut from, (N,).
         like: Name of the field whose stain it took on, (N,); empty: none.
+        steps: Frozen steps that the maps come from.
+        drawn: (count, seed) of every drawing that they come from.
     """
 
     maps: np.ndarray
@@ -54,19 +60,34 @@ class Views:
     epithelium: np.ndarray
     field: np.ndarray
     like: np.ndarray
+    steps: int = STEPS
+    drawn: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def read(cls, files: list[Path]) -> "Views":
-        """The views of one or more files."""
+        """The views of one or more files.
+
+        Raises:
+            WsiError: They were made by different numbers of steps.
+        """
         parts = [np.load(file) for file in files]
-        return cls(*(np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like")))
+        steps = sorted({int(part["steps"]) for part in parts})
+        if len(steps) > 1:
+            raise WsiError(f"views of {steps[0]} and of {steps[-1]} steps do not go together", hint="draw them alike")
+        maps, labels, epithelium, field, like = (
+            np.concatenate([p[k] for p in parts]) for k in ("maps", "labels", "epithelium", "field", "like")
+        )
+        drawn = tuple((int(count), int(seed)) for part in parts for count, seed in part["drawn"])
+        return cls(maps, labels, epithelium, field, like, steps[0], drawn)
 
     def save(self, file: Path) -> None:
         """Write as ``.npz``."""
         np.savez(file, **self.__dict__)
 
 
-def make_views(network: CellNet, sampler: Sampler, names: list[str], count: int, seed: int) -> Views:
+def make_views(
+    network: CellNet, sampler: Sampler, names: list[str], count: int, seed: int, steps: int = STEPS
+) -> Views:
     """Draw views.
 
     Args:
@@ -75,35 +96,46 @@ def make_views(network: CellNet, sampler: Sampler, names: list[str], count: int,
         names: Of the sampler's fields, in its order.
         count: How many.
         seed: View i depends on seed and i alone.
+        steps: How many of the network's steps are run.
     """
     drawn, maps = [], []
     for start in range(0, count, _AT_ONCE):
         rows = [
             sampler.draw(np.random.default_rng((seed, i)), SIDE_PX) for i in range(start, min(count, start + _AT_ONCE))
         ]
-        maps.append(_lower(network, np.stack([row.tile for row in rows])))
+        maps.append(_lower(network, np.stack([row.tile for row in rows]), steps))
         drawn += [
             (row.label, row.epithelium, names[row.index], "" if row.like is None else names[row.like]) for row in rows
         ]
     labels, epithelium, field, like = zip(*drawn, strict=True)
-    return Views(np.concatenate(maps), np.array(labels), np.stack(epithelium), np.array(field), np.array(like))
+    columns = (np.concatenate(maps), np.array(labels), np.stack(epithelium), np.array(field), np.array(like))
+    return Views(*columns, steps=steps, drawn=((count, seed),))
 
 
-def _lower(network: CellNet, tiles: np.ndarray) -> np.ndarray:
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+def _lower(network: CellNet, tiles: np.ndarray, steps: int) -> np.ndarray:
+    with torch.inference_mode(), halved():
         x = network.backbone.prepare(torch.from_numpy(tiles).permute(0, 3, 1, 2))
-        for step in network.backbone.steps[:STEPS]:
+        for step in network.backbone.steps[:steps]:
             x = step(x)
         return x.bfloat16().permute(0, 2, 3, 1).contiguous().view(torch.int16).numpy()
 
 
 class UpperNet(CellNet):
-    """The same network, which takes the maps of views (N, channels, rows, cols) instead of pixels."""
+    """The same network, which takes the maps of views (N, channels, rows, cols) instead of pixels.
+
+    Args:
+        classes: As for :class:`CellNet`.
+        steps: Those that the views have behind them.
+    """
+
+    def __init__(self, classes: int, steps: int = STEPS) -> None:
+        super().__init__(classes)
+        self.steps = steps
 
     def forward(self, pixels: Tensor, frozen: int = 0) -> tuple[Tensor, Tensor]:
         """As :meth:`CellNet.forward`."""
         x = pixels
-        for step in self.backbone.steps[STEPS:]:
+        for step in self.backbone.steps[self.steps :]:
             x = step(x)
         features = self.dropout(x)
         gate = self.gate(features)
@@ -169,19 +201,27 @@ def train_on_views(fields: list[Field], recipe: Recipe, views: Views, *, backbon
 
     Args:
         fields: All labelled fields; the recipe chooses.
-        recipe: What to do; at least :data:`STEPS` frozen steps.
+        recipe: What to do; as many frozen steps as the views have behind them.
         views: Drawn from those fields.
         backbone: The ImageNet weights with which the views were made.
         out: Folder of the training.
+
+    Raises:
+        WsiError: The recipe freezes more or fewer steps.
     """
+    if recipe.frozen_blocks != views.steps:
+        raise WsiError(
+            f"views of {views.steps} steps, and a recipe that freezes {recipe.frozen_blocks}", hint="draw others"
+        )
     claim(out, recipe)
+    (out / DRAWN).write_text(json.dumps({"steps": views.steps, "drawn": views.drawn}) + "\n", encoding="utf-8")
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     sampler = ViewSampler(views, recipe.chosen(fields), recipe)
-    network = UpperNet(len(recipe.classes))
+    network = UpperNet(len(recipe.classes), views.steps)
     load_weights(network.backbone, backbone)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
-    average = UpperNet(len(recipe.classes))
+    average = UpperNet(len(recipe.classes), views.steps)
     average.load_state_dict(network.state_dict())
     run(Trainer(recipe, network, average, out), sampler, print_rows)
     return load_trained(out)
@@ -198,6 +238,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, required=True, help="file (.npz)")
     parser.add_argument("--count", type=int, default=18_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="frozen steps of the network that are run (default 14)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
@@ -208,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub lacks it
     pixels = [load(f, RECIPE.mpp) for f in fields]
     sampler = Sampler(pixels, RECIPE.classes, RECIPE.joins, RECIPE.shares, cell_px=STRIDE_PX, seed=asked.seed)
-    make_views(network, sampler, list(_names(fields)), asked.count, asked.seed).save(asked.to)
+    make_views(network, sampler, list(_names(fields)), asked.count, asked.seed, asked.steps).save(asked.to)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,105 @@
+"""Several slides in one call: while the blocks of one are scored, the next is opened and its tissue found.
+
+Each slide runs as it would alone, on a thread of its own, but all hand their blocks to the same worker threads. These
+go on with the next slide's blocks once those of the slide before are all taken, while its map and regions are made. At
+most two slides are held at once.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from wsiengine.events import Event
+from wsiengine.inference import infer
+from wsiengine.machine import usable_cores
+from wsiengine.naming import default_folder
+from wsiengine.place import Place
+from wsiengine.result import Result
+from wsiengine.workers import Workers
+
+SlideListener = Callable[[int, Event], None]
+
+
+def _unheard(number: int, event: Event) -> None:
+    pass
+
+
+def infer_many(
+    slides: Sequence[str | os.PathLike[str]],
+    model: str = "crc5",
+    folders: Sequence[str | os.PathLike[str]] | None = None,
+    *,
+    listener: SlideListener = _unheard,
+    threads: int = 0,
+    **options: Any,
+) -> Generator[Result | Exception, None, None]:
+    """Run a model over slides, as :func:`wsiengine.infer` does over each, without a gap between two.
+
+    Args:
+        slides: Their paths.
+        model: Name or path of a model.
+        folders: One for the results of each; by default ``<slide name>.wsiengine`` in the working directory.
+        listener: Called with a slide's number, from 0, and an :class:`~wsiengine.events.Event` at every step, from
+            several threads: events of two slides come in between each other (:class:`wsiengine.events.InTurn`
+            puts them in order).
+        threads: Worker threads; 0 = all cores.
+        **options: As for :func:`wsiengine.infer`, but for ``client``; the same for all slides.
+
+    Yields:
+        For each slide, in order, its result, or the error that ended it: the others go on.
+
+    Raises:
+        ValueError: There are not as many folders as slides.
+    """
+    wanted = [default_folder(os.fspath(slide)) for slide in slides] if folders is None else folders
+    if len(wanted) != len(slides):
+        raise ValueError(f"{len(slides)} slides need as many folders, not {len(wanted)}")
+    how = {**options, "model": model, "threads": threads}
+    # The workers end first: slides that wait for their blocks then end, too.
+    with ThreadPoolExecutor(2, "wsiengine-slide") as pool, Workers(threads or usable_cores()) as workers:
+        running: deque[tuple[Place, Future[Result]]] = deque()
+        for number, (slide, folder) in enumerate(zip(slides, map(Path, wanted), strict=True)):
+            before = running[-1][0] if running else None
+            if before is not None:
+                before.begun.wait()
+            place = Place(workers, before)
+            listener(number, Event("start", {"slide": os.fspath(slide), "output": str(folder)}))
+            running.append((place, pool.submit(_one, number, (slide, folder), place, listener, how)))
+            if before is not None:
+                yield _outcome(running.popleft()[1])
+        for _, future in running:
+            yield _outcome(future)
+
+
+def _one(
+    number: int,
+    paths: tuple[str | os.PathLike[str], Path],
+    place: Place,
+    listener: SlideListener,
+    how: dict[str, Any],
+) -> Result:
+    def heard(event: Event) -> None:
+        listener(number, event)
+
+    try:
+        slide, folder = paths
+        return infer(slide, output=folder, listener=heard, place=place, **how)
+    finally:
+        place.end()
+
+
+def _outcome(future: "Future[Result]") -> Result | Exception:
+    """The result, or the slide's own error.
+
+    Raises:
+        BrokenPipeError: Not the slide's fault: nobody listens any more.
+    """
+    try:
+        return future.result()
+    except (BrokenPipeError, CancelledError):
+        raise
+    except Exception as error:
+        return error
