@@ -82,7 +82,8 @@ def run_engine(slide: str, model: str, **options: Any) -> dict[str, Any]:
 def run_floor(slide: str, model: str, threads: int, tiles: int) -> dict[str, Any]:
     """The session alone, on tiles of the run: packed beforehand, one call per tile, as the engine's runtime does."""
     import wsiengine
-    from wsiengine.models.runtime import Runtime, _pack
+    from wsiengine.models.packing import pack
+    from wsiengine.models.runtime import Runtime
 
     plan = wsiengine.plan(slide, model, threads=threads)
     assert plan.job is not None
@@ -90,7 +91,7 @@ def run_floor(slide: str, model: str, threads: int, tiles: int) -> dict[str, Any
     packed = []
     for pixels, origin in _pixels(plan):
         batch = runtime._batch()
-        _pack(pixels, origin, plan.card, batch[:1])
+        pack(pixels, origin, plan.card, batch[:1])
         packed.append(batch)
     runtime._run(packed[0])
     turns = iter(range(tiles))

@@ -16,7 +16,7 @@ HOMES = {
     "dask": ("graph.py",),
     "distributed": ("graph.py",),
     "zarr": ("store.py",),
-    "onnxruntime": ("models/runtime.py",),
+    "onnxruntime": ("models/ort.py",),
     "torch": ("training/",),
     "onnx": ("training/",),
     "sklearn": ("training/",),

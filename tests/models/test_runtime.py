@@ -20,11 +20,12 @@ from wsiengine.errors import (
     ProviderError,
     ScoreError,
 )
-from wsiengine.models import runtime as module
+from wsiengine.models import ort as module
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.contract import check_outputs
 from wsiengine.models.integrity import file_sha256
-from wsiengine.models.runtime import CPU, CUDA, TENSORRT, Runtime, providers, shared_runtime
+from wsiengine.models.ort import CPU, CUDA, TENSORRT, providers
+from wsiengine.models.runtime import Runtime, shared_runtime
 
 GOOD: dict[str, dict[str, Any]] = {
     "uint8": {},

@@ -75,8 +75,8 @@ def examine() -> dict[str, Any]:
     """Versions, devices, threads, caches and problems as JSON."""
     from wsiengine import __version__
     from wsiengine.machine import usable_cores
+    from wsiengine.models.ort import providers
     from wsiengine.models.registry import config_dir, list_models
-    from wsiengine.models.runtime import providers
 
     runtime = providers()
     problems = [runtime["problem"]] if runtime["problem"] else []

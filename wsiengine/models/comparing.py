@@ -10,8 +10,9 @@ import numpy as np
 
 from wsiengine.errors import DependencyError, ProviderError
 from wsiengine.models.card import Card
+from wsiengine.models.ort import CPU
 from wsiengine.models.probe import answers
-from wsiengine.models.runtime import CPU, Runtime
+from wsiengine.models.runtime import Runtime
 
 DEVICES = ("cpu", "cuda", "tensorrt")
 # Largest difference of a probability (of other outputs: in parts of their largest value) that is no fault.

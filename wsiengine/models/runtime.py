@@ -1,4 +1,4 @@
-"""The one ONNX Runtime session of a process: tiles in, scores out; the only importer of onnxruntime.
+"""The one ONNX Runtime session of a process: tiles in, scores out.
 
 On the CPU a tile's scores depend on its pixels alone: not on its neighbours in a batch, on threads or on other callers.
 That takes one tile at a time, on one thread inside the session, in aligned memory: ONNX Runtime's mean over an
@@ -12,84 +12,26 @@ and more than one is under way (:mod:`wsiengine.models.feeding`). The provider i
 same code on the CPU.
 """
 
-import math
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsiengine.errors import CardError, DependencyError, ModelError, ProviderError, ScoreError
+from wsiengine.errors import CardError, ModelError, ScoreError
 from wsiengine.models.bound import BoundSlot
 from wsiengine.models.card import Card
 from wsiengine.models.contract import check_outputs, check_scores, check_signature, disagrees
 from wsiengine.models.feeding import AHEAD, Feeder
-from wsiengine.models.integrity import check_files, check_onnx
-from wsiengine.models.parts import InputSpec
-from wsikernels.pack import pack_tiles, pack_tiles_nhwc
+from wsiengine.models.integrity import check_files
+from wsiengine.models.ort import CPU, first_line, open_other, open_sessions, ort_errors
+from wsiengine.models.packing import aligned, checked_origins, pack
 
-BUILDS = ("onnxruntime", "onnxruntime-gpu")
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-TENSORRT = "TensorrtExecutionProvider"
-_KINDS = {"cuda": CUDA, "tensorrt": TENSORRT}
 CUDA_BATCH = 64
 _NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
-_ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
-
-
-def installed_builds() -> dict[str, str]:
-    """The ONNX Runtime packages that are installed, with their versions."""
-    found = {}
-    for name in BUILDS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def import_onnxruntime() -> Any:
-    """The onnxruntime module, kept from telling anybody about the run.
-
-    Raises:
-        DependencyError: No build is installed, or both (they own the same folder and overwrite each other).
-    """
-    # Some builds collect facts about machine and process in the user's cache folder, to send them to their maker. Only
-    # this variable keeps them from it, before the import: `disable_telemetry_events()` comes too late (seen with 1.31).
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    builds = installed_builds()
-    if len(builds) > 1:
-        raise DependencyError(
-            f"both {' and '.join(builds)} are installed: they overwrite each other's files; needed exactly one",
-            hint='pip uninstall -y onnxruntime onnxruntime-gpu, then pip install "wsiengine[cpu]" or "wsiengine[gpu]"',
-        )
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError(
-            f"ONNX Runtime, which runs the models, cannot be imported: {error}",
-            hint='pip install "wsiengine[cpu]", or "wsiengine[gpu]" on a machine with an NVIDIA GPU',
-        ) from error
-    return onnxruntime
-
-
-def providers() -> dict[str, Any]:
-    """Facts for ``wsiengine doctor``: installed builds, version, and the providers the build names.
-
-    A named provider need not work on this machine; only a session tells (:attr:`Runtime.chosen`).
-    """
-    facts: dict[str, Any] = {"builds": installed_builds(), "version": None, "providers": [], "problem": None}
-    try:
-        ort = import_onnxruntime()
-    except DependencyError as error:
-        return facts | {"problem": str(error)}
-    return facts | {"version": ort.__version__, "providers": ort.get_available_providers()}
 
 
 class Runtime:
@@ -129,7 +71,7 @@ class Runtime:
         self.card = card
         self._arguments = (card, device, threads, batch_size, batched)
         check_files(card)
-        sessions, self.chosen = _open(card, device)
+        sessions, self.chosen = open_sessions(card, device)
         self._session = sessions[0]
         self.provider: str = self._session.get_providers()[0]
         self.batched = batched or self.provider != CPU
@@ -143,7 +85,7 @@ class Runtime:
         wanted = rows if card.task == "classify" else card.outputs.names
         self._outputs = [name for name in wanted if name is not None]
         others = card.second.files if card.second else ()
-        self._others = {file: _other_session(card, file, self._session) for file in others}
+        self._others = {file: open_other(card, file, self._session) for file in others}
         self._one_at_a_time = threading.Lock() if self.provider != CPU else None
         self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and not self.batched else None
         self._probe()
@@ -168,7 +110,7 @@ class Runtime:
             ScoreError: NaN, infinity, or a gate outside [0, 1]; names the tile.
             ModelError: ONNX Runtime failed on this input.
         """
-        origins = _checked_origins(pixels, origins_px, self.card.input)
+        origins = checked_origins(pixels, origins_px, self.card.input)
         if self._feeder is not None:
             scores = self._feeder.scores(pixels, origins)
             check_scores(scores, origins, self.card, tolerant=tolerant)
@@ -192,9 +134,9 @@ class Runtime:
         return None if self._feeder is None else self._feeder.facts()
 
     def _fed(self, sessions: list[Any]) -> Feeder:
-        errors = _ort_errors()
+        errors = ort_errors()
         slots = [[BoundSlot(s, self._batch(), self._outputs, errors) for _ in range(AHEAD)] for s in sessions]
-        return Feeder(slots, lambda pixels, at, rows: _pack(pixels, at, self.card, rows), self.card.score_channels)
+        return Feeder(slots, lambda pixels, at, rows: pack(pixels, at, self.card, rows), self.card.score_channels)
 
     def outputs(
         self, pixels: np.ndarray, origins_px: np.ndarray, names: list[str] | None = None
@@ -212,11 +154,11 @@ class Runtime:
         Raises:
             ModelError: ONNX Runtime failed on this input.
         """
-        origins = _checked_origins(pixels, origins_px, self.card.input)
+        origins = checked_origins(pixels, origins_px, self.card.input)
         batch = self._batch()
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
-            _pack(pixels, part, self.card, batch[: len(part)])
+            pack(pixels, part, self.card, batch[: len(part)])
             found = self._run(batch, names)
             if self.batch_size == 1:
                 yield found
@@ -240,8 +182,8 @@ class Runtime:
         names = [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
         channels_last = self.card.input.layout == "NHWC"
         shape = (*pixels.shape[:2], 3) if channels_last else (3, *pixels.shape[:2])
-        batch = _aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
-        _pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
+        batch = aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
+        pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
         cam, *gate = self._run(batch, names)
         parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
         found = np.concatenate(parts, axis=-1, dtype=np.float32)
@@ -262,9 +204,9 @@ class Runtime:
         try:
             with self._one_at_a_time or nullcontext():
                 return session.run(outputs, {session.get_inputs()[0].name: batch})
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise ModelError(
-                f"model {self.card.name}: {file} failed on input of shape {batch.shape}: {_first_line(error)}",
+                f"model {self.card.name}: {file} failed on input of shape {batch.shape}: {first_line(error)}",
                 hint="compare the card's second with the ONNX file",
             ) from error
 
@@ -273,7 +215,7 @@ class Runtime:
         batch = self._batch()
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
-            _pack(pixels, part, self.card, batch[: len(part)])
+            pack(pixels, part, self.card, batch[: len(part)])
             rows = scores[first : first + len(part)]
             classes, *gate = self._run(batch)
             rows[:, : classes.shape[1]] = classes[: len(part)]
@@ -285,7 +227,7 @@ class Runtime:
         spec = self.card.input
         side, channels = spec.size_px, spec.channels
         shape = (side, side, channels) if spec.layout == "NHWC" else (channels, side, side)
-        return _aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
+        return aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
 
     def _run(self, batch: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
         try:
@@ -293,9 +235,9 @@ class Runtime:
                 return self._session.run(outputs or self._outputs, {self._input: batch})
             with self._one_at_a_time:
                 return self._session.run(outputs or self._outputs, {self._input: batch})
-        except _ort_errors() as error:
+        except ort_errors() as error:
             raise ModelError(
-                f"model {self.card.name}: ONNX Runtime failed on tiles of shape {batch.shape}: {_first_line(error)}",
+                f"model {self.card.name}: ONNX Runtime failed on tiles of shape {batch.shape}: {first_line(error)}",
                 hint="try --device cpu, or a smaller --batch-size; if it stays, card and ONNX file do not fit",
             ) from error
 
@@ -312,14 +254,6 @@ class Runtime:
             deep = self.card.input.deep
             tile = np.zeros((8, 8, 1 if deep else 3), np.uint16 if deep else np.uint8)
             second_stage(self, tile, np.array([[2.0, 2.0, 6.0, 6.0]]))
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that start at a multiple of ``_ALIGN_BYTES``."""
-    n_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(n_bytes + _ALIGN_BYTES, np.uint8)
-    start = -memory.ctypes.data % _ALIGN_BYTES
-    return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 _KEPT = 2  # sessions kept for the next slide: a model, and its other number format
@@ -348,163 +282,3 @@ def _shared(*arguments: Any) -> Runtime:
         while len(_shared_runtimes) > _KEPT:
             _shared_runtimes.popitem(last=False)
         return made
-
-
-def _open(card: Card, device: str) -> tuple[list[Any], str]:
-    """The sessions, one per device, and in words why those."""
-    ort = import_onnxruntime()
-    kind, indices = _parse_device(device)
-    version = f"ONNX Runtime {ort.__version__}"
-    if kind == "cpu":
-        return [_cpu_session(ort, card)], f"{version}, CPU (asked for)"
-    wanted = "cuda" if kind == "auto" else kind
-    which = f"device{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
-    try:
-        sessions = [_gpu_session(ort, card, wanted, index) for index in indices]
-        return sessions, f"{version}, {'CUDA' if wanted == 'cuda' else 'TensorRT'} {which}"
-    except ProviderError as error:
-        if kind != "auto":
-            raise
-        return [_cpu_session(ort, card)], f"{version}, CPU ({error.message})"
-
-
-def _cpu_session(ort: Any, card: Card) -> Any:
-    session = _session(ort, card, [CPU])
-    if session.get_providers() != [CPU]:
-        raise ProviderError(f"asked for {CPU}, got {', '.join(session.get_providers())}")
-    return session
-
-
-def _gpu_session(ort: Any, card: Card, kind: str, index: int) -> Any:
-    provider, name = _KINDS[kind], "CUDA" if kind == "cuda" else "TensorRT"
-    if provider not in ort.get_available_providers():
-        raise _no_gpu(kind, f"the installed ONNX Runtime build has no {name}")
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds the CUDA libraries that pip installed
-    # Exhaustive search picks algorithms by stopwatch, and TF32 drops 13 bits: neither gives the same scores twice.
-    cuda = (CUDA, {"device_id": str(index), "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"})
-    wanted = [cuda, CPU] if kind == "cuda" else [(TENSORRT, _tensorrt_options(card, index)), cuda, CPU]
-    try:
-        session = _session(ort, card, wanted)
-    except CardError as error:  # a missing driver and a bad model look the same from here; the CPU tells them apart
-        _cpu_session(ort, card)
-        raise _no_gpu(kind, f"{name} device {index} refused the session: {error.message}") from error
-    if session.get_providers()[:1] != [provider]:  # a build lists CUDA even where no session can have it
-        raise _no_gpu(kind, f"asked for {provider}, but the session got {', '.join(session.get_providers())}")
-    return session
-
-
-def _tensorrt_options(card: Card, index: int) -> dict[str, str]:
-    """Engines take minutes to build: they are kept, per model, in the user's cache folder."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "wsiengine" / "tensorrt" / card.sha256[:16]
-    options = {"device_id": str(index)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: engines are built anew each time
-        return options
-    kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder), "trt_timing_cache_enable": "1"}
-    return options | kept
-
-
-def _no_gpu(kind: str, message: str) -> ProviderError:
-    library = "" if kind == "cuda" else "pip install tensorrt-cu12 (libnvinfer), "
-    return ProviderError(
-        message,
-        hint=f'{library}pip install "wsiengine[gpu]" without onnxruntime beside it, see that nvidia-smi lists the GPU, '
-        "or use --device cpu",
-    )
-
-
-def _other_session(card: Card, file: str, first: Any) -> Any:
-    """A session of a file of the second stage, on the device of the first; the CPU does what that cannot (trees).
-
-    Raises:
-        ProviderError: The session did not get the provider.
-    """
-    path = card.folder / file
-    check_onnx(path, {resource.file for resource in card.resources})
-    options = first.get_provider_options()
-    wanted = [(provider, options.get(provider, {})) for provider in first.get_providers()]
-    session = _session(import_onnxruntime(), card, wanted, path)
-    if session.get_providers()[0] != wanted[0][0]:
-        raise ProviderError(f"asked for {wanted[0][0]}, but {file} got {', '.join(session.get_providers())}")
-    return session
-
-
-def _session(ort: Any, card: Card, wanted: list, path: Path | None = None) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # see the module's docstring
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4  # what matters comes back as an exception
-    file = path or card.model_path
-    try:
-        return ort.InferenceSession(str(file), options, providers=wanted)
-    except _ort_errors() as error:
-        raise CardError(
-            f"{file.name} cannot be loaded by ONNX Runtime {ort.__version__}: {_first_line(error)}",
-            hint="export the model again, with standard ONNX operators",
-        ) from error
-
-
-def _parse_device(device: str) -> tuple[str, tuple[int, ...]]:
-    kind, colon, listed = device.partition(":")
-    indices = listed.split(",") if colon else ["0"]
-    known = kind in _KINDS or (kind in ("auto", "cpu") and not colon)
-    if not known or not all(index.isdecimal() for index in indices) or len(set(indices)) < len(indices):
-        raise ProviderError(
-            f"device is {device!r}, needed auto, cpu, cuda, cuda:1, cuda:0,1 or tensorrt", hint="try --device auto"
-        )
-    return kind, tuple(map(int, indices))
-
-
-def _checked_origins(pixels: np.ndarray, origins_px: np.ndarray, spec: InputSpec) -> np.ndarray:
-    dtype, channels = (np.uint16, 1) if spec.deep else (np.uint8, 3)
-    if pixels.dtype != dtype or pixels.ndim != 3 or pixels.shape[2] != channels:
-        needed = f"{np.dtype(dtype)} (rows, cols, {channels})"
-        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, needed {needed}")
-    side = spec.size_px
-    origins = np.asarray(origins_px, np.int64).reshape(-1, 2)
-    room = np.array(pixels.shape[:2]) - side
-    if len(origins) and (origins.min() < 0 or (origins > room).any()):
-        raise ValueError(f"a tile of {side} px leaves the block of {pixels.shape[:2]} px")
-    return origins
-
-
-def _pack(pixels: np.ndarray, origins: np.ndarray, card: Card, out: np.ndarray) -> None:
-    """Cut the tiles at ``origins`` out of ``pixels`` into ``out``, in the layout, type and range of the card."""
-    spec = card.input
-    if spec.channels == 1:
-        _pack_grey(pixels, origins, spec, out)
-        return
-    if spec.dtype != "uint8":
-        pack = pack_tiles if spec.layout == "NCHW" else pack_tiles_nhwc
-        pack(pixels, origins, spec.scale, spec.bias, out)
-        return
-    height, width = out.shape[1:3] if spec.layout == "NHWC" else out.shape[2:4]
-    for tile, (y, x) in zip(out, origins.tolist(), strict=True):
-        view = pixels[y : y + height, x : x + width]
-        tile[...] = view if spec.layout == "NHWC" else view.transpose(2, 0, 1)
-
-
-def _pack_grey(pixels: np.ndarray, origins: np.ndarray, spec: InputSpec, out: np.ndarray) -> None:
-    """As :func:`_pack`, for a model of one channel; the three of grey pixels are the same."""
-    for tile, (y, x) in zip(out, origins.tolist(), strict=True):
-        view = pixels[y : y + spec.size_px, x : x + spec.size_px, 0]
-        plane = tile[..., 0] if spec.layout == "NHWC" else tile[0]
-        plane[...] = view if spec.dtype.startswith("uint") else view * spec.scale[0] + spec.bias[0]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]
-
-
-def _ort_errors() -> tuple[type[Exception], ...]:
-    """ONNX Runtime's exceptions, which share no base class of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    kinds = (getattr(state, name) for name in dir(state))
-    own = tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception))
-    return (*own, ValueError, RuntimeError)

@@ -1,8 +1,9 @@
 """A model's runtime in the number format that was asked for, or that fits the device."""
 
 from wsiengine.models.card import Card
+from wsiengine.models.ort import CPU
 from wsiengine.models.precision import REFERENCE, choose_precision
-from wsiengine.models.runtime import CPU, Runtime, shared_runtime
+from wsiengine.models.runtime import Runtime, shared_runtime
 
 
 def open_runtime(

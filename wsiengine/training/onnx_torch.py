@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsiengine.errors import ModelError
-from wsiengine.models.runtime import CPU, import_onnxruntime
+from wsiengine.models.ort import CPU, import_onnxruntime
 
 Tap = Callable[[str, Tensor], Tensor]
 _TYPES = {1: torch.float32, 7: torch.int64, 10: torch.float16, 11: torch.float64}
