@@ -132,7 +132,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(slide: Path, tmp_path: Pat
     result = infer(
         slide, str(model), out, tissue="none", device="cpu", threads=2, block_tiles=3, listener=resumed.append
     )
-    assert [e.data["done"] for e in resumed if e.kind == "resume"] == [24]
+    [kept] = [e.data for e in resumed if e.kind == "resume"]  # blocks that were under way are finished and kept, too
+    assert 24 <= kept["done"] < kept["total"]
     assert found(result) == expected
     whole, again = bytes_of(tmp_path / "whole"), bytes_of(out)
     assert whole == again
