@@ -293,19 +293,20 @@ def test_tiles_overlap_by_a_crop_where_it_is_larger(tmp_path: Path) -> None:
 
 def test_a_second_stage_runs_where_the_first_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU the session of a crop's classifier asks for just what the detector's session has."""
-    from wsiengine.models import runtime
+    from wsiengine.models import ort
     from wsiengine.models.card import load_card
+    from wsiengine.models.runtime import Runtime
 
     asked: dict[str, list] = {}
-    original = runtime._session
+    original = ort._session
 
     def noted(ort: Any, card: Any, wanted: list, path: Any = None) -> Any:
         asked[(path or card.model_path).name] = wanted
         return original(ort, card, wanted, path)
 
-    monkeypatch.setattr(runtime, "_session", noted)
+    monkeypatch.setattr(ort, "_session", noted)
     two_stages(tmp_path / "m")
-    first = runtime.Runtime(load_card(tmp_path / "m" / "card.json"), device="cpu")._session
+    first = Runtime(load_card(tmp_path / "m" / "card.json"), device="cpu")._session
     options = first.get_provider_options()
     assert asked.keys() == {"planted.onnx", "types.onnx", "boost.onnx"}
     assert asked["types.onnx"] == asked["boost.onnx"] == [(p, options[p]) for p in first.get_providers()]
