@@ -101,5 +101,5 @@ def _outcome(future: "Future[Result]") -> Result | Exception:
         return future.result()
     except (BrokenPipeError, CancelledError):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever ended this slide must not stop the others
         return error
