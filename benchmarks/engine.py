@@ -1,6 +1,6 @@
 """What a whole run costs beside the model alone: tiles/s, their ratio, time per stage, peak memory.
 
-``python benchmarks/engine.py [--model crc5|resnet18|…] [--gpx 1] [--repeats 3] [--threads N] [--quick]``
+``python benchmarks/engine.py [--model crc5|resnet18|…] [--precision int8] [--gpx 1] [--repeats 3] [--quick] …``
 
 The slide is a mosaic of real fields at 0.25 µm/px (WSIENGINE_DATA), or position-coded pixels where there are none;
 ``--slide`` takes another. The floor is the model's session on the run's own tiles, packed and in memory beforehand,
@@ -9,6 +9,7 @@ slows both; the ratio is told for wall time and for CPU time.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -25,12 +26,13 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
-from benchmarks.networks import NAMES, make  # noqa: E402
+from benchmarks.networks import NAMES, add_int8, make  # noqa: E402
 
 _MIB = 1 << 20
 _FLOOR_TILES = 400  # kept in memory; taken in turns until the floor has run long enough
 _SLIDE_MPP = 0.25
 _WARM_GPX = 0.02
+_CALIBRATION_TILES = 64
 
 
 class MemoryWatch:
@@ -80,13 +82,13 @@ def run_engine(slide: str, model: str, **options: Any) -> dict[str, Any]:
     }
 
 
-def run_floor(slide: str, model: str, threads: int, tiles: int) -> dict[str, Any]:
+def run_floor(slide: str, model: str, threads: int, tiles: int, precision: str = "fp32") -> dict[str, Any]:
     """The session alone, on tiles of the run: packed beforehand, one call per tile, as the engine's runtime does."""
     import wsiengine
     from wsiengine.models.packing import pack
     from wsiengine.models.runtime import Runtime
 
-    plan = wsiengine.plan(slide, model, threads=threads)
+    plan = wsiengine.plan(slide, model, threads=threads, precision=precision)
     assert plan.job is not None
     runtime: Runtime = plan.job.runtime
     packed = []
@@ -149,13 +151,14 @@ def _infer_options(options: argparse.Namespace) -> dict[str, Any]:
         "mode": options.mode,
         "memory_limit_bytes": limit,
         "normalise": options.normalise,
+        "precision": options.precision,
     }
 
 
 def _alone(part: str, options: argparse.Namespace, slide: Path, model: str, tiles: int = 0) -> dict[str, Any]:
     """One measurement in a fresh process."""
     command = [sys.executable, __file__, "--part", part, "--slide", str(slide), "--model", model]
-    command += ["--threads", str(options.threads), "--tiles", str(tiles)]
+    command += ["--threads", str(options.threads), "--tiles", str(tiles), "--precision", options.precision]
     command += ["--block-tiles", str(options.block_tiles)] if options.block_tiles else []
     command += ["--normalise", options.normalise] if options.normalise else []
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
@@ -168,10 +171,12 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         started = time.perf_counter()
         make_slide(slide, options.gpx)
         print(f"made {slide.name}, {slide.stat().st_size / _MIB:,.0f} MiB, in {time.perf_counter() - started:.0f} s")
-    model = str(make(options.model, folder / options.model)) if options.model in NAMES else options.model
     warm = folder / f"mosaic-{_WARM_GPX:g}gpx.svs"
     if not warm.exists():
         make_slide(warm, _WARM_GPX)
+    model = options.model
+    if model in NAMES:
+        model = str(_drawn(model, folder, warm, options.precision))
     _alone("engine", options, warm, model)  # compiles the kernels; not counted
     with slide.open("rb") as file:  # fills the page cache
         while file.read(_MIB):
@@ -182,6 +187,19 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         runs.append(_alone("engine", options, slide, model))
         floors.append(_alone("floor", options, slide, model, tiles))
     report(options, runs, floors)
+
+
+def _drawn(name: str, folder: Path, slide: Path, precision: str) -> Path:
+    """A network of random weights, also in int8 if that is asked for."""
+    import numpy as np
+
+    import wsiengine
+
+    model = make(name, folder / name)
+    if precision == "int8":
+        tiles = itertools.islice(_pixels(wsiengine.plan(slide, model)), _CALIBRATION_TILES)
+        add_int8(model, np.stack([pixels for pixels, _ in tiles]))
+    return model
 
 
 def report(options: argparse.Namespace, runs: list[dict[str, Any]], floors: list[dict[str, Any]]) -> None:
@@ -220,6 +238,7 @@ def main() -> None:
     parser.add_argument("--block-tiles", type=int, help="side of a block, instead of the plan's choice")
     parser.add_argument("--mode", default="tiles", choices=["tiles", "dense"])
     parser.add_argument("--normalise", help="recipe instead of the model's: macenko+clahe, say")
+    parser.add_argument("--precision", default="fp32", help="fp32, fp16, int8 or auto")
     parser.add_argument("--memory-limit", type=int, help="MiB")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--floor-tiles", type=int, default=2000, help="most tiles that the floor is measured on")
@@ -231,7 +250,8 @@ def main() -> None:
     if options.part == "engine":
         print(json.dumps(run_engine(str(options.slide), options.model, **_infer_options(options))))
     elif options.part == "floor":
-        print(json.dumps(run_floor(str(options.slide), options.model, options.threads, options.tiles)))
+        row = run_floor(str(options.slide), options.model, options.threads, options.tiles, options.precision)
+        print(json.dumps(row))
     else:
         if options.quick:
             options.gpx, options.repeats, options.floor_tiles = min(options.gpx, 0.05), 1, 200
