@@ -212,11 +212,12 @@ def test_the_command_prints_the_measures(labelled: Path, capsys: pytest.CaptureF
         ["mean", "of", "images", "1.000", lines[3].split()[4]],
         ["odd", "1", "1", "1", "1.000"],
         ["plain", "1", "2", "2", "1.000"],
+        ["1", "image", "has", "no", "mask"],
     ]
     command = ["evaluate", "-m", str(labelled / "model"), "--data", str(labelled), "--where", "split=a", "--json"]
     assert main([*command, "-o", str(labelled / "report")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["images"], found["all"]["drawn"]) == (1, 2)
+    assert (found["images"], found["all"]["drawn"], found["without_mask"]) == (1, 2, 0)
     assert json.loads((labelled / "report" / "report.json").read_text()) == found
 
 

@@ -153,7 +153,7 @@ def score_segmenter(
 
 def read_drawn(
     data: Path, *, where: Mapping[str, str] | None = None, mpp_yx: tuple[float, float] | None = None
-) -> list[DrawnImage]:
+) -> tuple[list[DrawnImage], int]:
     """Images with drawn objects, from a ``labels.csv`` with the columns ``file`` and ``mask``.
 
     ``mpp`` (µm per pixel) and ``class`` or ``grade`` (what images are grouped by) are used where they are there; rows
@@ -163,6 +163,9 @@ def read_drawn(
         data: The table, or its folder.
         where: Column → value that a row must have.
         mpp_yx: µm per pixel down and across, instead of what the table says.
+
+    Returns:
+        The images, and how many rows were left out.
 
     Raises:
         WsiError: No table, a column or file missing, µm/px unknown, or no row left.
@@ -177,10 +180,11 @@ def read_drawn(
             f"{table} has no column {' and '.join(sorted(missing))}",
             hint=f"it has {', '.join(names) or 'none'}",
         )
-    chosen = [row for row in rows if row["mask"] and all(row[k] == v for k, v in (where or {}).items())]
+    wanted = [row for row in rows if all(row[k] == v for k, v in (where or {}).items())]
+    chosen = [row for row in wanted if row["mask"]]
     if not chosen:
         raise WsiError(f"no row of {table} is left to evaluate", hint="check --where, and that masks are named")
-    return [_drawn(table, row, mpp_yx) for row in chosen]
+    return [_drawn(table, row, mpp_yx) for row in chosen], len(wanted) - len(chosen)
 
 
 def _drawn(table: Path, row: Mapping[str, str], mpp_yx: tuple[float, float] | None) -> DrawnImage:

@@ -15,9 +15,9 @@ def run(args: argparse.Namespace, data: Path, card: Card) -> int:
     from wsiengine.evaluating_objects import read_drawn, score_segmenter
     from wsiengine.output import make_folder
 
-    images = read_drawn(data, where=pairs(args.where, "--where"), mpp_yx=args.source_mpp)
+    images, unmasked = read_drawn(data, where=pairs(args.where, "--where"), mpp_yx=args.source_mpp)
     options = {"device": args.device, "threads": args.threads, "precision": args.precision}
-    found = score_segmenter(images, args.model, progress=counter("images"), **options)
+    found = score_segmenter(images, args.model, progress=counter("images"), **options) | {"without_mask": unmasked}
     if args.output:
         make_folder(args.output)
         (args.output / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -33,6 +33,8 @@ def run(args: argparse.Namespace, data: Path, card: Card) -> int:
     print(f"{'mean of images':<58}{mean['f1']:>8.3f}{'':>16}{mean['dice']:>8.3f}{mean['hausdorff_px']:>11.1f}")
     for name, group in found["groups"].items():
         print(_line(name, group, group["images"]))
+    if unmasked:
+        print(f"{unmasked:,} image{'s have' if unmasked > 1 else ' has'} no mask in the table: left out")
     return 0
 
 
