@@ -222,7 +222,8 @@ def report(options: argparse.Namespace, runs: list[dict[str, Any]], floors: list
     print(f"floor      {floor:8.1f} tiles/s   (the model alone, tiles in memory)")
     print(f"ratio      {ratio('wall_s'):8.2f} of the floor by wall time, {ratio('cpu_s'):.2f} by CPU time")
     stages = run["stages_s"]
-    print(f"blocks     {1e3 * stages['run (wall)'] / run['tiles']:8.2f} ms of wall time per tile, start and end excluded")
+    per_tile = 1e3 * stages["run (wall)"] / run["tiles"]
+    print(f"blocks     {per_tile:8.2f} ms of wall time per tile, start and end excluded")
     print("stages     " + " · ".join(f"{name} {spent:.2f} s" for name, spent in stages.items()))
     print("           (read, normalise, model and journal are summed over threads; the others are wall time)")
     anonymous, planned = max(r["anonymous_mib"] for r in runs), run["planned_mib"]
