@@ -7,7 +7,7 @@ import pytest
 import wsiengine
 from tests.fakes import ArraySlide, position_pixels
 from tests.models.tiny import tiny
-from wsiengine import preparing
+from wsiengine import identifying
 from wsiengine.errors import MemoryLimitError, PlanError
 from wsiengine.finishing import Finish
 from wsiengine.models.card import Card
@@ -51,8 +51,8 @@ def test_what_does_not_fit_the_machine_is_refused_unless_the_user_says_otherwise
     card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide = ArraySlide(position_pixels(300, 400), 0.7)
-    assert 1 << 28 < preparing.usable_memory_bytes() < 1 << 50
-    monkeypatch.setattr(preparing, "usable_memory_bytes", lambda: 100 << 20)
+    assert 1 << 28 < identifying.usable_memory_bytes() < 1 << 50
+    monkeypatch.setattr(identifying, "usable_memory_bytes", lambda: 100 << 20)
     with pytest.raises(MemoryLimitError, match="the limit is 100 MiB"):
         wsiengine.plan(slide, str(card.folder), tissue="none")
     assert wsiengine.plan(slide, str(card.folder), tissue="none", memory_limit_bytes=4 << 30).tile_count
@@ -80,7 +80,7 @@ def test_numbers_that_cannot_be_are_refused_in_python_too(card: Card, option: st
 def test_enlarging_the_slide_is_told(card: Card) -> None:
     for mpp, told in ((1.05, False), (1.3, True)):
         slide = ArraySlide(position_pixels(300, 400), mpp)
-        subject = preparing.identify(preparing.Request(slide=slide, model=str(card.folder)))
+        subject = identifying.identify(identifying.Request(slide=slide, model=str(card.folder)))
         assert any("enlarged" in text for text in subject.warnings) == told
 
 

@@ -20,13 +20,14 @@ from wsiengine import graph, inference
 from wsiengine.errors import MemoryLimitError, SlideNotFound
 from wsiengine.events import Event, InTurn
 from wsiengine.geometry import Box, Mpp, Size
+from wsiengine.identifying import Request, identify
 from wsiengine.inference import infer
 from wsiengine.isolation import Task, run_isolated
 from wsiengine.job import score_block
 from wsiengine.models.runtime import Runtime
 from wsiengine.place import Place
 from wsiengine.planning import finding_bytes, held_bytes, make_plan
-from wsiengine.preparing import Request, identify, prepare
+from wsiengine.preparing import prepare
 from wsiengine.series import infer_many
 from wsiengine.workers import BETWEEN, Scoring, Workers, nothing_told
 

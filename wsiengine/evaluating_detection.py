@@ -27,12 +27,13 @@ from wsiengine.evaluate_detection import (
     sensitivity_at,
 )
 from wsiengine.geometry import Mpp
+from wsiengine.identifying import Request, identify
 from wsiengine.job import score_block
 from wsiengine.journal import Recovered
 from wsiengine.models.card import Card
 from wsiengine.models.registry import load_model
 from wsiengine.normalise import parse_recipe
-from wsiengine.preparing import Request, identify, prepare
+from wsiengine.preparing import prepare
 from wsiengine.slides import open_slide
 from wsiengine.tasks.detect import DetectLayout, boxes_l0
 from wsiengine.tasks.detection import objects_in
@@ -65,7 +66,7 @@ def find_in_image(row: Annotated, model: str, **options: Any) -> Found:
     Args:
         row: The image; its µm/px are used where known.
         model: Name or folder of a detector.
-        **options: Fields of :class:`wsiengine.preparing.Request`.
+        **options: Fields of :class:`wsiengine.identifying.Request`.
 
     Raises:
         WsiError: Image or model cannot be used.
@@ -110,7 +111,7 @@ def score_detector(
         card: The model's card.
         model: Its name or folder.
         progress: Called with images done and images in all.
-        **options: Fields of :class:`wsiengine.preparing.Request`.
+        **options: Fields of :class:`wsiengine.identifying.Request`.
 
     Raises:
         WsiError: No class of the images is one of the model's.

@@ -17,10 +17,11 @@ from wsiengine.datasets.sheets import read_sheet
 from wsiengine.errors import WsiError
 from wsiengine.finishing import Finish, make_annotations
 from wsiengine.geometry import Mpp, Size
+from wsiengine.identifying import Request, identify
 from wsiengine.job import score_block
 from wsiengine.journal import Recovered
 from wsiengine.object_scores import ImageScores, join, score_image
-from wsiengine.preparing import Request, identify, prepare
+from wsiengine.preparing import prepare
 from wsiengine.slides import open_slide
 from wsiengine.truth import Truth
 
@@ -51,7 +52,7 @@ def find_in_image(image: Path, mpp_yx: tuple[float, float], model: str, **option
         image: File.
         mpp_yx: µm per pixel down and across.
         model: Name or folder of a segmenter.
-        **options: Fields of :class:`wsiengine.preparing.Request`.
+        **options: Fields of :class:`wsiengine.identifying.Request`.
 
     Returns:
         int32 (rows, cols): 0 = none, 1 … n.
@@ -122,7 +123,7 @@ def score_segmenter(
         images: What is compared.
         model: Name or folder of a segmenter.
         progress: Called with images done and images in all.
-        **options: Fields of :class:`wsiengine.preparing.Request`.
+        **options: Fields of :class:`wsiengine.identifying.Request`.
 
     Returns:
         ``images``, ``all`` (:class:`~wsiengine.object_scores.ObjectScores` as a dict), ``mean_of_images`` (f1, dice,

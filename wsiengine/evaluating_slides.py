@@ -115,7 +115,7 @@ def score_slides(
         said: What labels mean.
         runs: Folder for the runs, one inside it for each slide; a finished one is taken as it is.
         progress: Called with slides done and slides in all.
-        **options: Fields of :class:`wsiengine.preparing.Request`.
+        **options: Fields of :class:`wsiengine.identifying.Request`.
 
     Raises:
         WsiError: As :func:`check_annotations`; or a run failed.

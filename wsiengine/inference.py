@@ -14,6 +14,7 @@ from wsiengine.errors import DeviceMemoryError, PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
 from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summarise, write_annotations
 from wsiengine.grid import blocks_of, tapered
+from wsiengine.identifying import Request, Subject, identify
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory, keep_large_pieces_apart
 from wsiengine.models.card import Card
@@ -21,7 +22,7 @@ from wsiengine.naming import default_folder
 from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
 from wsiengine.place import Place
 from wsiengine.planning import Plan
-from wsiengine.preparing import Prepared, Request, Subject, identify, prepare
+from wsiengine.preparing import Prepared, prepare
 from wsiengine.profile import Profile, draw_profile
 from wsiengine.result import Result
 from wsiengine.slides.base import Slide
@@ -79,7 +80,7 @@ def infer(
         outputs: Smoothing, simplification and extra files.
         profile: Also write ``profile.png``, a timeline of the run, and tell an event of where its time went.
         place: Among the other slides of the same call; for :func:`wsiengine.infer_many`.
-        **options: Fields of :class:`wsiengine.preparing.Request` (``overlap``, ``region``, ``tissue``, ``mpp``, …).
+        **options: Fields of :class:`wsiengine.identifying.Request` (``overlap``, ``region``, ``tissue``, ``mpp``, …).
 
     Returns:
         The finished result.

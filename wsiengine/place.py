@@ -6,8 +6,9 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 
 from wsiengine.errors import MemoryLimitError
+from wsiengine.identifying import Subject
 from wsiengine.planning import Plan, finding_bytes, held_bytes
-from wsiengine.preparing import Prepared, Subject
+from wsiengine.preparing import Prepared
 from wsiengine.workers import Workers
 
 

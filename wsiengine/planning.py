@@ -406,7 +406,7 @@ def plan(slide: Any, model: str = "crc5", **options: Any) -> Plan:
     Args:
         slide: Path of a slide, or an open :class:`~wsiengine.slides.base.Slide`.
         model: Bundled or registered model, or the path of a model folder.
-        **options: Fields of :class:`wsiengine.preparing.Request`: ``overlap``, ``batch_size``, ``threshold``,
+        **options: Fields of :class:`wsiengine.identifying.Request`: ``overlap``, ``batch_size``, ``threshold``,
             ``region``, ``tissue``, ``mpp``, ``device``, ``threads``, ``memory_limit_bytes``, ``normalise``.
 
     Returns:
@@ -415,6 +415,7 @@ def plan(slide: Any, model: str = "crc5", **options: Any) -> Plan:
     Raises:
         WsiError: In words, whatever keeps the run from being planned.
     """
-    from wsiengine.preparing import Request, identify, prepare
+    from wsiengine.identifying import Request, identify
+    from wsiengine.preparing import prepare
 
     return prepare(identify(Request(slide=slide, model=model, **options))).plan
