@@ -89,10 +89,13 @@ def engine(slide: str, model: str, threads: int) -> dict[str, Any]:
         return original(runtime, tile, boxes)
 
     detection.second_stage = counted
-    with tempfile.TemporaryDirectory() as folder:
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = infer(slide, model, Path(folder) / "out", threads=threads, **_OPTIONS)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = infer(slide, model, Path(folder) / "out", threads=threads, **_OPTIONS)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    finally:
+        detection.second_stage = original
     stages = result.run["timing"]["stages_s"]
     return {
         "tiles": result.summary["tiles"],
@@ -168,10 +171,13 @@ def recorded(slide: str, model: str) -> list[Asked]:
         asked[-1].crops[-1].append(lambda: run_other(file, kept, names))
         return run_other(file, batch, names)
 
-    runtime._run, runtime.run_other = note_first, note_other  # type: ignore[method-assign]
     wanted = np.argwhere(plan.wanted)
-    for row, col in wanted[:: math.ceil(len(wanted) / _RECORDED_TILES)].tolist():
-        score_block(plan.job, Block(Box(row, col, row + 1, col + 1), np.ones((1, 1), bool)))
+    runtime._run, runtime.run_other = note_first, note_other  # type: ignore[method-assign]
+    try:
+        for row, col in wanted[:: math.ceil(len(wanted) / _RECORDED_TILES)].tolist():
+            score_block(plan.job, Block(Box(row, col, row + 1, col + 1), np.ones((1, 1), bool)))
+    finally:
+        del runtime._run, runtime.run_other  # the class's own again
     return asked
 
 

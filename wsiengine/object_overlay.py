@@ -13,6 +13,7 @@ _SHIFT = 4  # drawn to 1/16 px
 _FILL = 0.28  # how much of the class colour lies over an outlined object
 _FAINTEST = 0.35  # opacity of an object of score 0; 1 is opaque
 _STEPS = 20  # of opacity, from 0 to 1
+_SIDE_PER_LINE = 12  # an object's longer side in widths of its line, at least
 _DOT_PX = 3.0  # an object that is smaller in the picture is a dot of this size
 _TOLD_PX = 36  # objects at least this wide have their score written beside them, where there are few
 _FEW = 120
@@ -22,31 +23,33 @@ def draw_objects(canvas: np.ndarray, objects: ObjectAnnotations, size_l0: Size, 
     """Draw objects onto ``canvas`` (rows, cols, 3), a picture of the whole slide, in place.
 
     An outlined object is tinted inside and has its box around it as a thin line. The opacity of lines follows the
-    score, from 0.35 for 0 to 1 for 1, in steps of 0.05; the surer lie over the others. Where objects are few and large
-    enough, their score stands above them. What is too small for an outline is a dot.
+    score, from 0.35 for 0 to 1 for 1, in steps of 0.05; the surer lie over the others. Lines are ``line_px`` wide,
+    thinner around what is small. Where objects are few and large enough, their score stands above them. What is too
+    small for an outline is a dot.
     """
     scale = np.array([canvas.shape[1] / size_l0.width, canvas.shape[0] / size_l0.height])
     boxes = boxes_l0(objects.objects, objects.lattice) * np.tile(scale[::-1], 2)
-    small = (boxes[:, 2:] - boxes[:, :2]).max(axis=1) < _DOT_PX
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    small, widths = sides < _DOT_PX, np.clip(np.rint(sides / _SIDE_PER_LINE), 1, line_px).astype(np.int64)
     strength = _FAINTEST + (1 - _FAINTEST) * objects.objects.scores.astype(np.float64)
     strength = np.rint(strength * _STEPS) / _STEPS
     colours = np.array([colour for _, colour in objects.layout.object_classes], np.float64)[objects.kinds]
     _dots(canvas, boxes[small], colours[small], strength[small])
     large = np.flatnonzero(~small)
-    for alike in _alike(large, strength, objects.kinds):
-        _outline(canvas, _shapes(objects, alike, scale), colours[alike[0]], (line_px, float(strength[alike[0]])))
+    for alike in _alike(large, np.stack([objects.kinds, widths, strength])):
+        line = (int(widths[alike[0]]), float(strength[alike[0]]))
+        _outline(canvas, _shapes(objects, alike, scale), colours[alike[0]], line)
     told = large[(boxes[large, 2:] - boxes[large, :2]).min(axis=1) >= _TOLD_PX]
     for k in told.tolist() if len(told) <= _FEW else ():
         _write(canvas, f"{objects.objects.scores[k]:.2f}", (max(round(boxes[k, 0]) - 4, 12), round(boxes[k, 1])))
 
 
-def _alike(numbers: np.ndarray, strength: np.ndarray, kinds: np.ndarray) -> list[np.ndarray]:
-    """``numbers`` by strength and class, the weakest first: what is drawn alike is drawn at once."""
+def _alike(numbers: np.ndarray, by: np.ndarray) -> list[np.ndarray]:
+    """``numbers`` in the order of ``by`` (keys, n), the last key first: what is drawn alike is drawn at once."""
     if not len(numbers):
         return []
-    order = numbers[np.lexsort((kinds[numbers], strength[numbers]))]
-    changes = (np.diff(kinds[order]) != 0) | (np.diff(strength[order]) != 0)
-    return np.split(order, np.flatnonzero(changes) + 1)
+    order = numbers[np.lexsort(by[:, numbers])]
+    return np.split(order, np.flatnonzero(np.diff(by[:, order]).any(axis=0)) + 1)
 
 
 def _dots(canvas: np.ndarray, boxes: np.ndarray, colours: np.ndarray, strength: np.ndarray) -> None:
@@ -88,13 +91,14 @@ def _shapes(objects: ObjectAnnotations, numbers: np.ndarray, scale: np.ndarray) 
 def _outline(canvas: np.ndarray, shapes: _Shapes, colour: np.ndarray, line: tuple[int, float]) -> None:
     """Objects of one class and strength."""
     line_px, strength = line
-    rings = [ring for outline in shapes.outlined for ring in outline]
-    inside = np.zeros(canvas.shape[:2], np.uint8)
-    for outline in shapes.outlined:  # each by itself: of polygons filled together, what two share counts as a hole
-        cv2.fillPoly(inside, outline, 255, cv2.LINE_AA, _SHIFT)
-    _lay_over(canvas, inside, colour, _FILL)
-    _lay_over(canvas, _lines(canvas, shapes.frames, 1), colour, strength * 0.6)
-    _lay_over(canvas, _lines(canvas, shapes.plain + rings, line_px), colour, strength)
+    if shapes.outlined:
+        inside = np.zeros(canvas.shape[:2], np.uint8)
+        for rings in shapes.outlined:  # each by itself: of polygons filled together, what two share counts as a hole
+            cv2.fillPoly(inside, rings, 255, cv2.LINE_AA, _SHIFT)
+        _lay_over(canvas, inside, colour, _FILL)
+        _lay_over(canvas, _lines(canvas, shapes.frames, 1), colour, strength * 0.6)
+    rings = [*shapes.plain, *(ring for outline in shapes.outlined for ring in outline)]
+    _lay_over(canvas, _lines(canvas, rings, line_px), colour, strength)
 
 
 def _lines(canvas: np.ndarray, rings: list[np.ndarray], line_px: int) -> np.ndarray:
