@@ -177,9 +177,9 @@ def test_the_surer_lies_over_the_other(kinds: list[int], outlined: bool) -> None
 
 def test_lines_leave_small_objects_to_be_seen() -> None:
     canvas = drawn_on([[50, 50, 70, 70], [100, 100, 200, 200]], [1.0, 1.0], [0, 1], outlined=False, line_px=6)
-    assert (canvas[60, 52:68] == 200).all()  # a cell of 20 px, its line of 2
+    assert (canvas[60, 53:67] == 200).all()  # a cell of 20 px, its line of 2
     assert (canvas[150, 102] == COLOURS[1]).all()  # 6 wide, half of it inside
-    assert (canvas[150, 104:196] == 200).all()
+    assert (canvas[150, 105:195] == 200).all()
 
 
 @pytest.mark.parametrize("text", ["0.79", "0.95", "1.00"])
