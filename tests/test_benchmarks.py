@@ -39,7 +39,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
 
 def test_a_detector_is_compared_with_both_of_its_stages(tmp_path: Path) -> None:
     """The floor asks the sessions for what the run asked: each tile, and each crop's types and boosting."""
-    slide = write(tmp_path / "s.tiff", paint(Size(347, 421), MARKS), 1.0)
+    slide = write(tmp_path / "s.tiff", paint(Size(181, 243), MARKS), 1.0)
     two_stages(tmp_path / "m")
     run = detect_pace.engine(str(slide), str(tmp_path / "m"), 2)
     asked = detect_pace.recorded(str(slide), str(tmp_path / "m"))
