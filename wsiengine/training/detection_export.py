@@ -68,7 +68,7 @@ def with_bare_pads(model: onnx.ModelProto) -> None:
     """Leave unsaid that borders are zero, which is what a Pad without a value means.
 
     ONNX Runtime 1.31 makes only such a Pad part of the convolution behind it; any other costs a copy of the map, there
-    and back through the layout that convolutions like. Of a MobileNetV2 that is a fifth of the time.
+    and back through the layout that convolutions like: of rbc's detector a sixth of the time, of mass's a quarter.
     """
     values = {weight.name: weight for weight in model.graph.initializer}
     values |= {node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"}
@@ -77,6 +77,10 @@ def with_bare_pads(model: onnx.ModelProto) -> None:
             name = node.input[2]
             if not name or (name in values and not numpy_helper.to_array(values[name]).any()):
                 del node.input[2]
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [node for node in model.graph.node if node.op_type != "Constant" or node.output[0] in used]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def halved(model: onnx.ModelProto) -> None:
