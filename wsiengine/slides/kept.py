@@ -1,4 +1,4 @@
-"""File tiles that were dear to decode, kept for the next blocks: a bounded part of memory, whatever the slide's size."""
+"""File tiles that were dear to decode, kept for the next blocks: a bounded part of memory, however large the slide."""
 
 from collections import OrderedDict
 from threading import Lock
