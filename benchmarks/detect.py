@@ -2,15 +2,20 @@
 
 ``python benchmarks/detect.py objects [--outlined] [--count N]`` merges and exports objects that are made up (two views
 of each where tiles overlap), and prints seconds and peak memory. ``python benchmarks/detect.py pace SLIDE --model M``
-runs a detector over a slide, then the same tiles through the bare ONNX session, and prints the ratio.
+runs a detector over a slide, then the same tiles and crops through the bare ONNX sessions, and prints the ratio
+(:mod:`benchmarks.detect_pace`); ``--first-stage`` leaves the classifier of crops out of both.
 ``python benchmarks/detect.py agreement SLIDE --model M`` runs it over two tile grids and prints which part of the
 objects of either has its like (same class, IoU above one half) in the other.
+``python benchmarks/detect.py sheet OUT.svs --mpx 40`` writes smear fields side by side, a slide to measure on.
 """
 
 import argparse
 import json
+import math
+import os
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,14 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from wsiengine.geometry import Lattice, Mpp, Size
-from wsiengine.grid import TileGrid
-from wsiengine.models.detection import Detection
-from wsiengine.objects import Objects
-from wsikernels.masks import byte_starts
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "kernels")]
+from benchmarks.detect_pace import pace  # noqa: E402
+from wsiengine.geometry import Lattice, Mpp, Size  # noqa: E402
+from wsiengine.grid import TileGrid  # noqa: E402
+from wsiengine.models.detection import Detection  # noqa: E402
+from wsiengine.objects import Objects  # noqa: E402
+from wsikernels.masks import byte_starts  # noqa: E402
 
 TILE_PX, STRIDE_PX, CELL_PX = 512, 448, 16
 SIDE_PX = 60_000
+_FIELD_PX = (480, 640)
 
 
 def made_up(count: int, outlined: bool, grid: TileGrid) -> Objects:
@@ -123,46 +131,29 @@ def objects(count: int, outlined: bool) -> dict[str, Any]:
     }
 
 
-def pace(slide: str, model: str, threads: int) -> dict[str, Any]:
-    """The engine's tiles per second against those of the bare session, in as many threads."""
-    from concurrent.futures import ThreadPoolExecutor
+def sheet(path: Path, mpx: float, compression: str) -> None:
+    """Write smear fields (WSIENGINE_DATA), each as often as it takes, side by side: about ``mpx`` · 10⁶ pixels."""
+    import cv2
 
-    import wsiengine
+    from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
 
-    plan = wsiengine.plan(slide, model, threads=threads, device="cpu", tissue="none")
-    if plan.job is None:
-        raise SystemExit("no job")
-    runtime = plan.job.runtime
-    side = plan.grid.tile_px
-    tile = plan.job.slide.read(plan.grid.tile_box_px(0, 0), plan.lattice.mpp)
-    [warm] = runtime.outputs(tile, np.zeros((1, 2), np.int64))
-    del warm
-    count = min(plan.tile_count, 40 * threads)
+    fields = sorted((Path(os.environ["WSIENGINE_DATA"]) / "rbc/chula/images").glob("*.jpg"), key=lambda p: int(p.stem))
+    rows, cols = _FIELD_PX
+    across = max(1, round(math.sqrt(mpx * 1e6) / cols))
+    down = max(1, round(mpx * 1e6 / (across * rows * cols)))
 
-    def bare(tiles: int) -> None:
-        for _ in range(tiles):
-            list(runtime.outputs(tile, np.zeros((1, 2), np.int64)))
+    def pixels(y0: int, y1: int) -> np.ndarray:
+        strips = []
+        for row in range(y0 // rows, (y1 - 1) // rows + 1):
+            files = [fields[(row * across + k) % len(fields)] for k in range(across)]
+            strips.append(np.concatenate([cv2.imread(str(file))[..., ::-1] for file in files], axis=1))
+        return np.concatenate(strips)[y0 - y0 // rows * rows :][: y1 - y0]
 
-    started = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(bare, [count // threads] * threads))
-    floor = (time.perf_counter() - started) / (count // threads * threads)
-    folder = Path(tempfile.mkdtemp())
-    try:
-        result = wsiengine.infer(slide, model, folder / "out", threads=threads, device="cpu", tissue="none")
-        stages = result.run["timing"]
-        wall = stages["stages_s"]["run (wall)"]
-    finally:
-        shutil.rmtree(folder)
-    return {
-        "tiles": plan.tile_count,
-        "tile_px": side,
-        "model_alone_tiles_per_s": round(1 / floor, 1),
-        "engine_tiles_per_s": round(plan.tile_count / wall, 1),
-        "ratio": round(floor * plan.tile_count / wall, 3),
-        "objects": result.summary["objects"],
-        "stages_s": stages["stages_s"],
-    }
+    quality = (
+        90 if compression == "jpeg" else 45
+    )  # of JPEG 2000 the PSNR in dB: about 2 bits a pixel, as scanners write
+    layout = PyramidLayout(compression=compression, quality=quality)
+    write_pyramid(path, pixels, Size(down * rows, across * cols), 0.1, layout)
 
 
 def agreement(slide: str, model: str, threads: int) -> dict[str, Any]:
@@ -213,7 +204,13 @@ def main() -> None:
     made = commands.add_parser("objects")
     made.add_argument("--count", type=int, default=300_000)
     made.add_argument("--outlined", action="store_true", help="with masks, as Mask R-CNN gives them")
+    drawn = commands.add_parser("sheet")
+    drawn.add_argument("out", type=Path)
+    drawn.add_argument("--mpx", type=float, default=40, help="pixels in 10⁶, rounded to whole fields")
+    drawn.add_argument("--compression", default="jpeg", choices=["jpeg", "jpeg2000"])
     runs = commands.add_parser("pace")
+    runs.add_argument("--repeats", type=int, default=3)
+    runs.add_argument("--first-stage", action="store_true", help="the detector of a model with two stages alone")
     twice = commands.add_parser("agreement")
     for command in (runs, twice):
         command.add_argument("slide")
@@ -222,8 +219,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "objects":
         facts = objects(args.count, args.outlined)
+    elif args.command == "sheet":
+        sheet(args.out, args.mpx, args.compression)
+        facts = {"bytes": args.out.stat().st_size}
+    elif args.command == "pace":
+        facts = pace(args.slide, args.model, args.threads, repeats=args.repeats, first_stage=args.first_stage)
     else:
-        facts = {"pace": pace, "agreement": agreement}[args.command](args.slide, args.model, args.threads)
+        facts = agreement(args.slide, args.model, args.threads)
     print(json.dumps(facts, indent=1))
 
 

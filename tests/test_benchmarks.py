@@ -5,9 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks import detect_pace
+from tests.models.detectors import paint
+from tests.planted_slides import write
 from tests.sparse_slides import Sparse, write_sparse
+from tests.test_detect_pictures import MARKS, two_stages
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.slides import open_slide
 
@@ -30,6 +35,26 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert numbers["tiles"] > 0
     assert numbers["bare_tiles_per_s"] > 0
     assert numbers["stages_s"]["model"] > 0
+
+
+def test_a_detector_is_compared_with_both_of_its_stages(tmp_path: Path) -> None:
+    """The floor asks the sessions for what the run asked: each tile, and each crop's types and boosting."""
+    slide = write(tmp_path / "s.tiff", paint(Size(181, 243), MARKS), 1.0)
+    two_stages(tmp_path / "m")
+    run = detect_pace.engine(str(slide), str(tmp_path / "m"), 2)
+    asked = detect_pace.recorded(str(slide), str(tmp_path / "m"))
+    crops = [calls for one in asked for calls in one.crops]
+    assert len(asked) == run["tiles"] > 4
+    assert len(crops) == run["crops"] >= len(MARKS)
+    assert {tuple(np.shape(call()[0]) for call in calls) for calls in crops} == {((1, 3), (1, 2))}
+    boxes = [np.shape(one.first()[0])[0] for one in asked]
+    assert boxes.count(0) < len(boxes)  # the tiles' own pixels
+    counts = (run["tiles"], run["crops"])
+    assert detect_pace.floor(str(slide), str(tmp_path / "m"), 2, counts)["crop_ms"] > 0
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    detect_pace.without_second(str(tmp_path / "m"), alone)
+    assert detect_pace.engine(str(slide), str(alone), 1)["crops"] == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which Linux has")

@@ -15,7 +15,7 @@ from wsiengine.grid import TileGrid
 from wsiengine.merging import merge
 from wsiengine.models.detection import Detection
 from wsiengine.object_outputs import ObjectAnnotations, outlines_l0
-from wsiengine.object_overlay import _write
+from wsiengine.object_overlay import _write, draw_objects
 from wsiengine.objects import Objects
 from wsiengine.qupath import FileLimits, read_geojson, write_geojson
 from wsiengine.report import draw_overlay
@@ -132,6 +132,54 @@ def test_the_overlay_shows_class_and_confidence(tmp_path: Path) -> None:
     assert (np.abs(page - COLOURS[1]).sum(axis=2) < 12).sum() > 100  # legend, and a dot
     draw_overlay(slide, shown(objects, grid), tmp_path / "b.png", title="objects", calibrated=False)
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()  # a bar in pixels
+
+
+def drawn_on(
+    frames: list[list[int]], scores: list[float], kinds: list[int], *, outlined: bool, line_px: int = 2
+) -> np.ndarray:
+    """Objects on grey of 200, a pixel of the picture for one of the slide."""
+    boxes = np.array(frames, np.int32)
+    masks = np.zeros((len(boxes), 300, 400), bool)
+    for mask, (y0, x0, y1, x1) in zip(masks, frames, strict=True):
+        mask[y0:y1, x0:x1] = blob(y1 - y0, x1 - x0, holes=False)
+    objects = Objects(
+        boxes.astype(np.float64),
+        np.array(scores, np.float32),
+        np.array(kinds, np.uint16),
+        np.zeros(len(boxes), np.int64),
+        np.zeros(len(boxes), np.uint8),
+        np.empty((len(boxes), 0), np.float32),
+        boxes if outlined else np.empty((0, 4), np.int32),
+        cut_masks(masks, boxes) if outlined else np.empty(0, np.uint8),
+    )
+    size = Size(300, 400)
+    grid = TileGrid.cover(Lattice(size, Mpp.square(0.5), Mpp.square(0.5), 16), 512, 0.125)
+    canvas = np.full((300, 400, 3), 200, np.uint8)
+    draw_objects(canvas, shown(objects, grid), size, line_px)
+    return canvas
+
+
+def test_what_two_outlines_share_is_tinted_like_the_rest() -> None:
+    canvas = drawn_on([[50, 50, 150, 150], [50, 90, 150, 190]], [0.9, 0.9], [0, 0], outlined=True)
+    tint = np.rint(np.array([200, 200, 200]) * 0.72 + np.array(COLOURS[0]) * 0.28)
+    for x in (70, 120, 170):  # in the first, in both, in the second
+        assert np.abs(canvas[100, x] - tint).max() <= 1
+    assert (canvas[20, 20] == 200).all()
+
+
+@pytest.mark.parametrize("outlined", [False, True])
+@pytest.mark.parametrize("kinds", [[0, 2], [2, 0]])
+def test_the_surer_lies_over_the_other(kinds: list[int], outlined: bool) -> None:
+    """Whichever comes first by place or class, where a frame of either crosses the other's."""
+    canvas = drawn_on([[60, 50, 160, 200], [110, 120, 210, 300]], [1.0, 0.3], kinds, outlined=outlined)
+    assert (canvas[110, 199] == COLOURS[kinds[0]]).all()  # on the first's right and the second's upper line
+
+
+def test_lines_leave_small_objects_to_be_seen() -> None:
+    canvas = drawn_on([[50, 50, 70, 70], [100, 100, 200, 200]], [1.0, 1.0], [0, 1], outlined=False, line_px=6)
+    assert (canvas[60, 53:67] == 200).all()  # a cell of 20 px, its line of 2
+    assert (canvas[150, 102] == COLOURS[1]).all()  # 6 wide, half of it inside
+    assert (canvas[150, 105:195] == 200).all()
 
 
 @pytest.mark.parametrize("text", ["0.79", "0.95", "1.00"])

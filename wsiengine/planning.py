@@ -20,6 +20,7 @@ from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
 from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsiengine.slides.base import SlideInfo
+from wsiengine.slides.kept import KEPT_BYTES
 from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, require_mpp
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Task
@@ -317,8 +318,10 @@ def _model_parts(plan: Plan, side: int) -> dict[str, int]:
 def _reading_parts(plan: Plan, side: int) -> dict[str, int]:
     """What is read while the blocks run."""
     threads = plan.options.worker_threads
+    dear = plan.info.reader == "direct" and plan.info.format.endswith("JPEG 2000")
     return {
         "the slide's picture": _PICTURE_BYTES,
+        "file tiles that are kept": KEPT_BYTES if dear else 0,
         f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
     }
 

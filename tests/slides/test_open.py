@@ -15,6 +15,7 @@ from tests.mosaics import position_slide
 from wsiengine import Box, Mpp, Size, errors, open_slide
 from wsiengine.slides import flat
 from wsiengine.slides.base import Slide
+from wsiengine.slides.kept import KeptTiles
 from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
 
 SIZE = Size(203, 311)
@@ -380,3 +381,31 @@ def test_each_file_tile_is_decoded_once_per_read(tmp_path: Path, monkeypatch: py
     with open_slide(path) as slide:
         slide.read(Box(0, 0, 96, 128), Mpp.square(1.0))  # level-0 rows 0–192, columns 0–256: 3 × 4 tiles
     assert len(seen) == len(set(seen)) == 12
+
+
+def test_a_dear_tile_is_decoded_once_for_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JPEG 2000: blocks that share file tiles decode them once, and see the same pixels as one read of all."""
+    from wsiengine.slides import direct
+
+    path = tmp_path / "slide.svs"
+    layout = PyramidLayout(tile_px=64, downsamples=(1,), compression="jpeg2000", quality=0)
+    position_slide(path, SIZE, 0.5, layout)
+    seen: list[bytes] = []
+    plain = direct._DECODERS["jpeg2000"]
+    monkeypatch.setitem(direct._DECODERS, "jpeg2000", lambda packed, *rest: seen.append(packed) or plain(packed, *rest))
+    with open_slide(path) as slide:
+        parts = [slide.read(Box(y, x, y + 80, x + 80), Mpp.square(0.5)) for y in (0, 50) for x in (0, 50)]
+    assert len(seen) == 9
+    with open_slide(path) as slide:
+        whole = slide.read(Box(0, 0, 130, 130), Mpp.square(0.5))
+    for part, (y, x) in zip(parts, ((0, 0), (0, 50), (50, 0), (50, 50)), strict=True):
+        np.testing.assert_array_equal(part, whole[y : y + 80, x : x + 80])
+
+
+def test_kept_tiles_stay_within_their_bytes() -> None:
+    kept = KeptTiles(most_bytes=5 * 48)
+    for col in range(7):
+        kept.keep((0, 0, col), np.full((4, 4, 3), col, np.uint8))
+        assert kept.get((0, 0, 1)) is not None or col < 1  # in use, so it stays
+    assert [col for col in range(7) if kept.get((0, 0, col)) is not None] == [1, 3, 4, 5, 6]
+    assert kept._bytes == 5 * 48

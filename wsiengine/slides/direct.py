@@ -1,7 +1,8 @@
 """Reading tiled TIFF without a library between: tables parsed once, then pread and decode, straight into the block.
 
-A read takes each file tile under it once. Nothing is kept between reads: a block of 64 model tiles covers so many file
-tiles that those on its border weigh little, and keeping them would cost a lock and memory that grows with the slide.
+A read takes each file tile under it once. JPEG tiles are not kept between reads: those on a block's border weigh
+little. JPEG 2000 decodes ten times slower, and a detector's blocks are a few file tiles wide: there the last ones are
+kept.
 """
 
 import re
@@ -14,6 +15,7 @@ import numpy as np
 
 from wsiengine.errors import UnreadableSlide
 from wsiengine.geometry import Box, Size
+from wsiengine.slides.kept import KeptTiles
 from wsiengine.slides.sources import Source
 from wsiengine.slides.tiff import TiledTiff, TileTable
 
@@ -31,24 +33,37 @@ class DirectReader:
         self._source = source
         self._levels = tiff.levels
         self._scratch = threading.local()
+        self._kept = KeptTiles()
 
     def read_into(self, level: int, box: Box, out: np.ndarray) -> None:
         # plain numbers: per tile, a dozen boxes would cost a twentieth of decoding
         table = self._levels[level]
         height, width = table.tile.shape
-        decode, canvas = _DECODERS[table.codec], self._canvas(table)
+        canvas = self._canvas(table)
         cols = range(box.x0 // width, -(-box.x1 // width))
         for row in range(box.y0 // height, -(-box.y1 // height)):
             tile_y, y0, y1 = row * height, max(row * height, box.y0), min((row + 1) * height, box.y1)
             for col, packed in zip(cols, self._source.read_many(table.places(row, cols)), strict=True):
                 tile_x, x0, x1 = col * width, max(col * width, box.x0), min((col + 1) * width, box.x1)
-                try:
-                    pixels = decode(packed, table, canvas)
-                except _DAMAGE as error:
-                    raise self._unreadable(level, tile_y, tile_x, error) from error
+                pixels = self._pixels((level, row, col), packed, canvas)
                 out[y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0] = pixels[
                     y0 - tile_y : y1 - tile_y, x0 - tile_x : x1 - tile_x
                 ]
+
+    def _pixels(self, tile: tuple[int, int, int], packed: bytes, canvas: np.ndarray) -> np.ndarray:
+        """A file tile, by level, row and column: (h, w, 3) uint8, good until the next one is asked for."""
+        table = self._levels[tile[0]]
+        kept = self._kept.get(tile) if table.dear else None
+        if kept is not None:
+            return kept
+        try:
+            pixels = _DECODERS[table.codec](packed, table, canvas)
+        except _DAMAGE as error:
+            level, row, col = tile
+            raise self._unreadable(level, row * table.tile.height, col * table.tile.width, error) from error
+        if table.dear:
+            self._kept.keep(tile, pixels)
+        return pixels
 
     def _unreadable(self, level: int, tile_y: int, tile_x: int, error: Exception) -> UnreadableSlide:
         tile, (downsample_y, downsample_x) = self._levels[level].tile, self.info.levels[level].downsample
@@ -68,6 +83,7 @@ class DirectReader:
 
     def close(self) -> None:
         self._source.close()
+        self._kept = KeptTiles()
 
 
 def tile_canvas(size: Size) -> np.ndarray:

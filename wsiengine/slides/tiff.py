@@ -49,6 +49,11 @@ class TileTable:
     differences: bool  # TIFF predictor 2
     jpeg_tables: bytes | None
 
+    @property
+    def dear(self) -> bool:
+        """Whether decoding a tile costs far more than keeping it. The decoder then gives a new array each time."""
+        return self.codec.startswith("jpeg2000")
+
     def places(self, row: int, cols: range) -> list[tuple[int, int]]:
         """(offset, length) of the tiles of one row."""
         some = slice(cols.start, cols.stop)

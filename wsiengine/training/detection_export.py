@@ -54,6 +54,7 @@ def export_network(
             dynamic_axes={key: dict(value) for key, value in axes.items()},
         )
     model = onnx.load(path)
+    with_bare_pads(model)
     if half:
         halved(model)
     model.ir_version, model.producer_name, model.producer_version = _IR, "wsiengine", ""
@@ -61,6 +62,25 @@ def export_network(
         node.doc_string = ""
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def with_bare_pads(model: onnx.ModelProto) -> None:
+    """Leave unsaid that borders are zero, which is what a Pad without a value means.
+
+    ONNX Runtime 1.31 makes only such a Pad part of the convolution behind it; any other costs a copy of the map, there
+    and back through the layout that convolutions like: of rbc's detector a sixth of the time, of mass's a quarter.
+    """
+    values = {weight.name: weight for weight in model.graph.initializer}
+    values |= {node.output[0]: node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"}
+    for node in model.graph.node:
+        if node.op_type == "Pad" and len(node.input) == 3:
+            name = node.input[2]
+            if not name or (name in values and not numpy_helper.to_array(values[name]).any()):
+                del node.input[2]
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [node for node in model.graph.node if node.op_type != "Constant" or node.output[0] in used]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def halved(model: onnx.ModelProto) -> None:
