@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -239,7 +239,7 @@ def _added(path: Path, tallies: list[Tally]) -> list[Tally]:
     for tally in tallies:
         same = next((one for one in kept if one.name == tally.name), None)
         kept.append(tally) if same is None else same.join(tally)
-    path.write_text(json.dumps([asdict(tally) for tally in kept]), encoding="utf-8")
+    path.write_text(json.dumps([vars(tally) for tally in kept]), encoding="utf-8")
     return kept
 
 

@@ -1,6 +1,8 @@
 """Hostile slides through every reader: no crash, no hang, no memory taken, words instead of errors, true geometry."""
 
+import itertools
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ import tifffile
 
 from tests.data import data_dir
 from tests.fakes import position_pixels
+from tests.faults import hostile
 from tests.faults.hostile import DIFFERENT, READ, READERS, UNREADABLE, Sound, examine, sound, warm_up
 from tests.faults.mutants import Mutant, Original, mutate, originals
+from tests.faults.runs import fork
 from wsiengine.errors import SlideError, UnreadableSlide
 from wsiengine.geometry import Box, Size
 from wsiengine.slides import open_slide
@@ -187,3 +191,19 @@ def test_an_image_larger_than_its_tiles_is_refused(files: dict[str, Path], tmp_p
         tiff.pages[0].tags["ImageWidth"].overwrite(65_535)  # type: ignore[union-attr]
     with pytest.raises(UnreadableSlide, match=r"is said to be 65,535 × .* px, which takes .* tiles; it has"):
         open_slide(path, reader=reader)
+
+
+@pytest.mark.parametrize("stopped_s", [0, 1000])
+def test_who_is_slow_is_waited_for_and_who_hangs_is_not(monkeypatch: pytest.MonkeyPatch, stopped_s: int) -> None:
+    """Fifteen sound mutants were once called hangs: the machine had been busy, and the campaign stopped meanwhile."""
+    monkeypatch.setattr(hostile, "WAIT_S", 0.5)
+
+    def busy() -> None:
+        until = time.process_time() + 1.2
+        while time.process_time() < until:
+            pass
+
+    pid, real, looks = fork(busy), time.monotonic, itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: real() + (stopped_s if next(looks) > 5 else 0))
+    assert hostile._await(pid) == "well"
+    assert hostile._await(fork(lambda: time.sleep(60))) == "by force after 0.5 s"
