@@ -3,6 +3,7 @@
 import itertools
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from tests.faults import hostile
 from tests.faults.hostile import DIFFERENT, READ, READERS, UNREADABLE, Sound, examine, sound, warm_up
 from tests.faults.mutants import Mutant, Original, mutate, originals
 from tests.faults.runs import fork
-from wsiengine.errors import SlideError, UnreadableSlide
+from wsiengine.datasets.dicom import read_dicom
+from wsiengine.errors import SlideError, UnreadableSlide, WsiError
 from wsiengine.geometry import Box, Size
 from wsiengine.slides import open_slide
 from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
@@ -207,3 +209,25 @@ def test_who_is_slow_is_waited_for_and_who_hangs_is_not(monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "monotonic", lambda: real() + (stopped_s if next(looks) > 5 else 0))
     assert hostile._await(pid) == "well"
     assert hostile._await(fork(lambda: time.sleep(60))) == "by force after 0.5 s"
+
+
+def test_a_length_from_nowhere_in_a_dicom_file_takes_no_memory(tmp_path: Path) -> None:
+    """pydicom asked for the 4 GiB that one damaged length announced."""
+    pytest.importorskip("pydicom")
+    syntax = b"1.2.840.10008.1.2.1\0"
+    meta = struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax
+    absurd = struct.pack("<HH2sHI", 8, 0x16, b"UN", 0, 0xFFFF_FFF0) + b"few"
+    path = tmp_path / "grey.dcm"
+    path.write_bytes(bytes(128) + b"DICM" + meta + absurd)
+    with pytest.raises(SlideError):
+        open_slide(path)  # imports
+    tracemalloc.start()
+    try:
+        with pytest.raises(SlideError, match="is a DICOM file, but not"):
+            open_slide(path)
+        with pytest.raises(WsiError, match="it is no whole DICOM image"):
+            read_dicom(path)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < 10 << 20
