@@ -1,13 +1,15 @@
 """Faults injected into runs, and whether everything finished survived them: the campaigns of docs/reliability.md.
 
-``python benchmarks/faults.py [--campaign NAME …] [--scale 1.0] [--out table.md] [--quick]``
+``python benchmarks/faults.py [--campaign NAME …] [--scale 1.0] [--part 1/1] [--add FILE] [--out table.md] [--quick]``
 
 Each line tells: faults injected, survived, outputs equal byte for byte to an undisturbed run's, and how long the next
 run took to finish the work. The runs are small (117 tiles in 20 blocks, a map, annotations, an overlay), so that they
-are hit everywhere. ``--scale`` takes a share of each campaign, ``--quick`` a few faults of each.
+are hit everywhere. ``--scale`` takes a share of each campaign, ``--quick`` a few faults of each, ``--part 2/8`` every
+eighth from the second on; with ``--add FILE`` parts that are run one by one end in one table.
 """
 
 import argparse
+import json
 import random
 import statistics
 import subprocess
@@ -47,6 +49,13 @@ class Tally:
         if not (survived and equal):
             self.lost.append(words)
 
+    def join(self, other: "Tally") -> None:
+        """Take in another part of the same campaign."""
+        self.injected, self.survived = self.injected + other.injected, self.survived + other.survived
+        self.equal += other.equal
+        self.seconds, self.lost = self.seconds + other.seconds, self.lost + other.lost
+        self.where.update(other.where)
+
     def row(self) -> str:
         resumed = f"{statistics.median(self.seconds):.2f} s" if self.seconds else "–"
         equal = f"{self.equal:,}" if self.seconds else "–"
@@ -55,17 +64,18 @@ class Tally:
 
 @dataclass(frozen=True)
 class Ground:
-    """What the campaigns need: a folder, the slide, the undisturbed bytes, and the share to run."""
+    """What the campaigns need: a folder, the slide, the undisturbed bytes, and what share or part to run."""
 
     folder: Path
     slide: Path
     wanted: dict[str, bytes]
     scale: float
+    part: slice
 
     def some(self, items: list, least: int = 3) -> list:
         """A fixed share of ``items``, in order."""
         count = min(len(items), max(least, round(len(items) * self.scale)))
-        return [items[i] for i in sorted(random.Random(7).sample(range(len(items)), count))]
+        return [items[i] for i in sorted(random.Random(7).sample(range(len(items)), count))[self.part]]
 
 
 def kills_at_changes(ground: Ground) -> Iterator[Tally]:
@@ -205,10 +215,14 @@ def main() -> int:
     parser.add_argument("--campaign", action="append", choices=CAMPAIGNS, help="default: all")
     parser.add_argument("--scale", type=float, default=1.0, help="share of each campaign")
     parser.add_argument("--quick", action="store_true", help="a few faults of each")
+    parser.add_argument("--part", default="1/1", help="K/N: of each campaign every N-th fault, from the K-th on")
+    parser.add_argument("--add", type=Path, help="count what was found to what this file (JSON) holds of other parts")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         tallies = list(_run(args, Path(place)))
+    if args.add:
+        tallies = _added(args.add, tallies)
     lines = ["| fault | injected | survived | bytes equal | next run (median) |", "|---|--:|--:|--:|--:|"]
     lines += [tally.row() for tally in tallies]
     print("\n".join(lines))
@@ -217,12 +231,26 @@ def main() -> int:
     return 1 if any(tally.lost for tally in tallies) else 0
 
 
+def _added(path: Path, tallies: list[Tally]) -> list[Tally]:
+    """All that the file holds, with these counted in; it is written anew."""
+    kept = [Tally(**part) for part in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    for tally in kept:
+        tally.where = Counter(tally.where)
+    for tally in tallies:
+        same = next((one for one in kept if one.name == tally.name), None)
+        kept.append(tally) if same is None else same.join(tally)
+    path.write_text(json.dumps([vars(tally) for tally in kept]), encoding="utf-8")
+    return kept
+
+
 def _run(args: argparse.Namespace, folder: Path) -> Iterator[Tally]:
     from tests.faults.runs import contents, run, write_slide
 
     slide = write_slide(folder / "slide.svs")
     run(slide, folder / "undisturbed")
-    ground = Ground(folder, slide, contents(folder / "undisturbed"), _QUICK if args.quick else args.scale)
+    first, of = map(int, args.part.split("/"))
+    scale = _QUICK if args.quick else args.scale
+    ground = Ground(folder, slide, contents(folder / "undisturbed"), scale, slice(first - 1, None, of))
     for name in args.campaign or CAMPAIGNS:
         for tally in CAMPAIGNS[name](ground):
             print(tally.row(), *(f"{stage} {count}" for stage, count in tally.where.most_common()), flush=True)

@@ -122,8 +122,17 @@ def _hole(data: bytes) -> bytes:
 
 
 def _nameless(data: bytes) -> bytes:
-    """The same slide without its µm/px and its magnification."""
-    return data.replace(b"MPP =", b"XXX =").replace(b"AppMag =", b"XxxXxx =")
+    """The same slide without its µm/px and its magnification; its resolution is of no unit."""
+    import io
+
+    import tifffile
+
+    file = io.BytesIO(data.replace(b"MPP =", b"XXX =").replace(b"AppMag =", b"XxxXxx ="))
+    with tifffile.TiffFile(file, mode="r+b") as tiff:
+        for page in tiff.pages:
+            if unit := page.tags.get("ResolutionUnit"):  # type: ignore[union-attr]
+                unit.overwrite(1)
+    return file.getvalue()
 
 
 def killed(tool: Tool, ground: Ground, usual_s: float) -> list[Ran]:

@@ -38,13 +38,12 @@ class Floor:
 
     def __init__(self, path: Path, region: Box) -> None:
         with LocalSource(str(path)) as source:
-            tiff = parse_tiled(str(path), source.length_bytes)
+            tiff = parse_tiled(source)
             if tiff is None or tiff.levels[0].codec != "jpeg":
                 raise SystemExit(f"{path} is not a tiled-JPEG slide")
             table = self._table = tiff.levels[0]
             rows, cols = -(-region.y1 // table.tile.height), -(-region.x1 // table.tile.width)
-            places = zip(table.offsets[:rows, :cols].flat, table.lengths[:rows, :cols].flat, strict=True)
-            self.packed = [source.read(int(offset), int(length)) for offset, length in places]
+            self.packed = [source.read(*place) for row in range(rows) for place in table.places(row, range(cols))]
 
     def run(self, packed: list[bytes] | None = None) -> None:
         out = tile_canvas(self._table.tile)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tests import planted_slides as planted
 from tests.fakes import ArraySlide, position_pixels
 from tests.models.tiny import Tiny, card_json, tiny, write_card
 from wsiengine import dense
-from wsiengine.errors import CardError, PlanError
+from wsiengine.errors import CardError, PlanError, ScoreError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.graph import run_blocks
 from wsiengine.grid import Axis, TileGrid, blocks_of
@@ -23,7 +24,9 @@ from wsiengine.job import BlockScores
 from wsiengine.journal import Recovered
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.integrity import file_sha256
+from wsiengine.models.runtime import Runtime
 from wsiengine.planning import Plan
+from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
 from wsiengine.truth import Truth
 
 
@@ -48,6 +51,7 @@ def test_a_window_is_the_mean_of_its_cells_without_the_ring(seed: int, tile: int
         expected = window[ring : tile - ring, ring : tile - ring].mean(axis=(0, 1))
         if gated:
             expected[-1] = window[..., -1].mean()
+            expected[:] = expected if np.isfinite(expected).all() else np.nan  # all of its scores or none
         np.testing.assert_allclose(found[i, j], expected, rtol=1e-6, atol=1e-7)
 
 
@@ -193,3 +197,46 @@ def test_auto_takes_dense_windows_where_they_are_cheaper(card: Card, tmp_path: P
         wsiengine.plan(slide, str(plain.folder), tissue="none", mode="dense")
     with pytest.raises(PlanError, match="no mode 'fast'"):
         wsiengine.plan(slide, str(card.folder), tissue="none", mode="fast")
+
+
+def _blind_to_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model gives NaN for a cell that holds a pixel of pure red."""
+    run = Runtime._run
+
+    def poisoned(self: Runtime, batch: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
+        cam, *others = run(self, batch, outputs)
+        if outputs == ["cam"]:
+            red = (batch[0] == (255, 0, 0)).all(axis=-1)
+            cells = red.reshape(red.shape[0] // 8, 8, red.shape[1] // 8, 8).any(axis=(1, 3))
+            cam = np.where(cells, np.float32(np.nan), cam)
+        return [cam, *others]
+
+    monkeypatch.setattr(Runtime, "_run", poisoned)
+
+
+def test_cells_without_a_number_end_the_run_or_are_left_out(
+    card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tiles are: by ``on_bad_tile``, whatever the overlap, and told."""
+    pixels = position_pixels(403, 517)
+    pixels[203, 301] = (255, 0, 0)  # in cell (25, 37), which four windows hold
+    slide = tmp_path / "slide.tif"
+    write_pyramid(slide, pixels, Size(403, 517), 1.0, PyramidLayout(64, 0, (1,), "deflate", svs=False))
+    how: dict[str, Any] = {"tissue": "none", "mode": "dense", "overlap": 0.5}
+    sound = infer(slide, str(card.folder), tmp_path / "sound", on_bad_tile="skip", **how)
+    assert "unreadable_tiles" not in sound.summary
+
+    _blind_to_red(monkeypatch)
+    place = r"gave NaN for the cell at y 16, x 16 px of its block .* The block starts at x 280, y 184 \(level-0"
+    with pytest.raises(ScoreError, match=place):
+        infer(slide, str(card.folder), tmp_path / "out", threads=1, **how)
+    found = infer(slide, str(card.folder), tmp_path / "skip", on_bad_tile="skip", **how)
+    assert found.summary["unreadable_tiles"] == 4
+    here, there = found.probability.compute(), sound.probability.compute()
+    missing = (here == 0).all(axis=-1) & (there > 0).any(axis=-1)
+    assert missing[25, 37]
+    assert missing.sum() == 1  # the cells around it have other windows
+    scores = [Truth.load(result.folder / "probability.zarr").scores for result in (found, sound)]
+    ran = ~np.isnan(scores[0][..., 0])
+    np.testing.assert_array_equal(np.argwhere(~ran), [[24, 36], [24, 37], [25, 36], [25, 37]])
+    np.testing.assert_array_equal(scores[0][ran], scores[1][ran])

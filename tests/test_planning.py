@@ -10,8 +10,9 @@ from tests.models.tiny import tiny
 from wsiengine import identifying
 from wsiengine.errors import MemoryLimitError, PlanError
 from wsiengine.finishing import Finish
+from wsiengine.geometry import Size
 from wsiengine.models.card import Card
-from wsiengine.planning import Plan, make_plan
+from wsiengine.planning import Plan, make_plan, memory_parts
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,17 @@ def test_what_does_not_fit_the_machine_is_refused_unless_the_user_says_otherwise
     with pytest.raises(MemoryLimitError, match="the limit is 100 MiB"):
         wsiengine.plan(slide, str(card.folder), tissue="none")
     assert wsiengine.plan(slide, str(card.folder), tissue="none", memory_limit_bytes=4 << 30).tile_count
+
+
+def test_tables_of_tiles_count_where_they_are_held(plan: Plan) -> None:
+    """A reader of ours leaves those of a local file where they are, whatever the size of the slide."""
+    large = replace(plan.info, size_l0=Size(200_000, 250_000))
+    known = {}
+    for reader, path in (("direct", "s.svs"), ("direct", "https://there/s.svs"), ("openslide", "s.svs")):
+        of = replace(plan, path=path, info=replace(large, reader=reader))
+        known[reader, path] = memory_parts(of, 1)["the slide's tables of tiles"]
+    assert known.pop(("direct", "s.svs")) == 0
+    assert all(12 << 20 < held < 15 << 20 for held in known.values())
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def window_means(cells: np.ndarray, grid: TileGrid, *, gated: bool, scratch: Scr
         scratch: Makes the table of scores.
 
     Returns:
-        (tile rows, tile cols, channels) float32; NaN where a window holds a cell that was not computed.
+        (tile rows, tile cols, channels) float32; NaN where a cell that the window's score needs was not computed.
     """
     axes = zip((grid.rows, grid.cols), cells.shape[:2], strict=True)
     rows, cols = (min(axis.count, (n - axis.tile) // axis.stride + 1) for axis, n in axes)
@@ -111,4 +111,6 @@ def _strip_means(cells: np.ndarray, grid: TileGrid, windows: tuple[int, int, int
 
     if not gated:
         return sums(slice(None), ring)
-    return np.concatenate([sums(slice(0, -1), ring), sums(slice(-1, None), 0)], axis=-1)
+    means = np.concatenate([sums(slice(0, -1), ring), sums(slice(-1, None), 0)], axis=-1)
+    means[np.isnan(means).any(axis=-1)] = np.nan  # the gate sees the ring, where the classes do not look
+    return means

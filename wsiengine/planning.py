@@ -22,6 +22,7 @@ from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsiengine.slides.base import SlideInfo
 from wsiengine.slides.kept import KEPT_BYTES
 from wsiengine.slides.reading import PLAUSIBLE_MPP, best_level, plausible, require_mpp
+from wsiengine.slides.sources import is_url
 from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Task
 from wsiengine.tasks.classify import MapLayout
@@ -298,7 +299,9 @@ def held_bytes(plan: Plan) -> int:
 
 
 def _table_bytes(plan: Plan) -> int:
-    return int(plan.info.size_l0.area * _TABLES_BYTES_PER_PX)
+    """What a reader keeps of the file's own tables; ours leaves those of local files where they are."""
+    stay = plan.info.reader == "direct" and not is_url(plan.path)
+    return 0 if stay else int(plan.info.size_l0.area * _TABLES_BYTES_PER_PX)
 
 
 def _map_bytes(plan: Plan) -> int:

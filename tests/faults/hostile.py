@@ -105,15 +105,20 @@ def examine(path: Path, original: Original, mutant: Mutant, known: dict[str | No
 
 
 def _await(pid: int) -> str:
-    until, used = time.monotonic() + WAIT_S, 0
-    while time.monotonic() < until:
+    """How the child ended; it is ended where it uses no processor for so long. Time in which we were stopped, or did
+    not get the processor ourselves, does not count."""
+    waited, used, last = 0.0, 0, time.monotonic()
+    while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
             return "well" if code == 0 else f"by signal {-code}" if code < 0 else f"with {code}"
         time.sleep(0.002)
-        if time.monotonic() > until and (now := _ticks(pid)) > used:  # slow on a crowded machine: CPU_S ends the busy
-            until, used = until + WAIT_S, now
+        waited, last = waited + min(time.monotonic() - last, 0.02), time.monotonic()
+        if waited > WAIT_S:
+            if (now := _ticks(pid)) == used:
+                break
+            waited, used = 0.0, now  # slow on a crowded machine: CPU_S ends the busy
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return f"by force after {WAIT_S} s"

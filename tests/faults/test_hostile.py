@@ -1,6 +1,9 @@
 """Hostile slides through every reader: no crash, no hang, no memory taken, words instead of errors, true geometry."""
 
+import itertools
 import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,12 @@ import tifffile
 
 from tests.data import data_dir
 from tests.fakes import position_pixels
+from tests.faults import hostile
 from tests.faults.hostile import DIFFERENT, READ, READERS, UNREADABLE, Sound, examine, sound, warm_up
 from tests.faults.mutants import Mutant, Original, mutate, originals
-from wsiengine.errors import SlideError, UnreadableSlide
+from tests.faults.runs import fork
+from wsiengine.datasets.dicom import read_dicom
+from wsiengine.errors import SlideError, UnreadableSlide, WsiError
 from wsiengine.geometry import Box, Size
 from wsiengine.slides import open_slide
 from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
@@ -187,3 +193,41 @@ def test_an_image_larger_than_its_tiles_is_refused(files: dict[str, Path], tmp_p
         tiff.pages[0].tags["ImageWidth"].overwrite(65_535)  # type: ignore[union-attr]
     with pytest.raises(UnreadableSlide, match=r"is said to be 65,535 × .* px, which takes .* tiles; it has"):
         open_slide(path, reader=reader)
+
+
+@pytest.mark.parametrize("stopped_s", [0, 1000])
+def test_who_is_slow_is_waited_for_and_who_hangs_is_not(monkeypatch: pytest.MonkeyPatch, stopped_s: int) -> None:
+    """Fifteen sound mutants were once called hangs: the machine had been busy, and the campaign stopped meanwhile."""
+    monkeypatch.setattr(hostile, "WAIT_S", 0.5)
+
+    def busy() -> None:
+        until = time.process_time() + 1.2
+        while time.process_time() < until:
+            pass
+
+    pid, real, looks = fork(busy), time.monotonic, itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: real() + (stopped_s if next(looks) > 5 else 0))
+    assert hostile._await(pid) == "well"
+    assert hostile._await(fork(lambda: time.sleep(60))) == "by force after 0.5 s"
+
+
+def test_a_length_from_nowhere_in_a_dicom_file_takes_no_memory(tmp_path: Path) -> None:
+    """pydicom asked for the 4 GiB that one damaged length announced."""
+    pytest.importorskip("pydicom")
+    syntax = b"1.2.840.10008.1.2.1\0"
+    meta = struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax
+    absurd = struct.pack("<HH2sHI", 8, 0x16, b"UN", 0, 0xFFFF_FFF0) + b"few"
+    path = tmp_path / "grey.dcm"
+    path.write_bytes(bytes(128) + b"DICM" + meta + absurd)
+    with pytest.raises(SlideError):
+        open_slide(path)  # imports
+    tracemalloc.start()
+    try:
+        with pytest.raises(SlideError, match="is a DICOM file, but not"):
+            open_slide(path)
+        with pytest.raises(WsiError, match="it is no whole DICOM image"):
+            read_dicom(path)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < 10 << 20

@@ -3,6 +3,8 @@
 Needs pydicom (``pip install wsiengine[dicom]``); compressed files need what pydicom itself asks for.
 """
 
+import io
+import os
 import plistlib
 import re
 import xml.parsers.expat
@@ -40,14 +42,15 @@ def read_dicom(file: Path) -> DicomImage:
     """
     pydicom = _pydicom()
     try:
-        data = pydicom.dcmread(file)
+        with _open(file) as opened:
+            data = pydicom.dcmread(opened)
         samples = data.pixel_array
-    except (pydicom.errors.InvalidDicomError, AttributeError, EOFError, ValueError, OSError) as error:
-        raise damaged(file, f"it is no whole DICOM image ({str(error)[:120]})") from error
     except (RuntimeError, NotImplementedError, KeyError) as error:
         raise damaged(
             file, f"its compression is not decoded here ({str(error)[:120]})", "decompress it with dcmdjpeg"
         ) from error
+    except Exception as error:  # pydicom meets damage with errors of any type
+        raise damaged(file, f"it is no whole DICOM image ({str(error)[:120]})") from error
     if samples.ndim != 2:
         raise damaged(file, f"its pixels have the shape {samples.shape}, needed one grey image", "split it first")
     if data.get("PhotometricInterpretation", "MONOCHROME2") == "MONOCHROME1":
@@ -64,17 +67,33 @@ def is_grey_image(file: Path) -> bool:
     except DependencyError:
         return False
     try:
-        head = pydicom.dcmread(file, stop_before_pixels=True)
+        with _open(file) as opened:
+            head = pydicom.dcmread(opened, stop_before_pixels=True)
         frames, samples = int(head.get("NumberOfFrames") or 1), int(head.get("SamplesPerPixel") or 0)
-    except (pydicom.errors.InvalidDicomError, AttributeError, EOFError, ValueError, TypeError, OSError):
+    except Exception:  # of any type, where it is damaged
         return False
     return frames == 1 and samples == 1
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has left.
+
+    pydicom reads as many bytes as a length in the file says; of a damaged one that is up to 4 GiB, for which Python
+    finds the memory before it looks at the file.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _open(file: Path) -> _Bounded:
+    return _Bounded(io.FileIO(file))
 
 
 def _pydicom() -> Any:
     try:
         import pydicom
-        import pydicom.errors
     except ImportError as error:
         raise DependencyError("DICOM images need pydicom", hint="pip install wsiengine[dicom]") from error
     return pydicom

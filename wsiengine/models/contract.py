@@ -107,7 +107,7 @@ def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card, *, tole
         what = "NaN" if np.isnan(scores[tile]).any() else "infinity"
         raise ScoreError(
             f"model {card.name} gave {what} for {_place(origins_px[tile])}"
-            f" ({int(bad.sum())} of {len(scores)} tiles there); needed finite numbers",
+            f" ({int(bad.sum())} of {len(scores)} tiles there); needed finite numbers.",
             hint="the ONNX file overflows on this input: try one exported as float32",
         )
     if card.gate is None:
@@ -117,10 +117,34 @@ def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card, *, tole
     if outside.any():
         tile = int(np.argmax(outside))
         raise ScoreError(
-            f"model {card.name} gave the gate {gate[tile]:g} for {_place(origins_px[tile])}, needed 0 to 1",
+            f"model {card.name} gave the gate {gate[tile]:g} for {_place(origins_px[tile])}, needed 0 to 1.",
             hint="the gate is the part of the tile that may be diagnosed: put a sigmoid or a mean into the ONNX file",
         )
     np.clip(gate, 0, 1, out=gate)
+
+
+def check_maps(maps: np.ndarray, card: Card, *, tolerant: bool = False) -> None:
+    """Refuse NaN and infinity in the maps of a block.
+
+    Args:
+        maps: (rows, cols, card.score_channels) float32, one value per cell.
+        tolerant: Such cells become NaN instead: not scored.
+
+    Raises:
+        ScoreError: Names the first such cell.
+    """
+    bad = ~np.isfinite(maps).all(axis=-1)
+    if tolerant:
+        maps[bad] = np.nan
+    elif bad.any():
+        row, col = np.argwhere(bad)[0].tolist()
+        what = "NaN" if np.isnan(maps[row, col]).any() else "infinity"
+        y, x = row * card.output_stride_px, col * card.output_stride_px
+        raise ScoreError(
+            f"model {card.name} gave {what} for the cell at y {y}, x {x} px of its block"
+            f" ({int(bad.sum())} of {bad.size} cells there); needed finite numbers.",
+            hint="the ONNX file overflows on this input: try one exported as float32",
+        )
 
 
 def _drop_bad(scores: np.ndarray, card: Card) -> None:

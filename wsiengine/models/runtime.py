@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from wsiengine.errors import CardError, ModelError, ScoreError
+from wsiengine.errors import CardError, ModelError
 from wsiengine.models.bound import BoundSlot
 from wsiengine.models.card import Card
-from wsiengine.models.contract import check_outputs, check_scores, check_signature, disagrees
+from wsiengine.models.contract import check_maps, check_outputs, check_scores, check_signature, disagrees
 from wsiengine.models.feeding import AHEAD, Feeder
 from wsiengine.models.integrity import check_files
 from wsiengine.models.ort import CPU, first_line, open_other, open_sessions, ort_errors
@@ -165,18 +165,19 @@ class Runtime:
             else:
                 yield from ([array[k : k + 1] for array in found] for k in range(len(part)))
 
-    def maps(self, pixels: np.ndarray) -> np.ndarray:
+    def maps(self, pixels: np.ndarray, *, tolerant: bool = False) -> np.ndarray:
         """The network run once over a whole block: its map of scores, one per cell.
 
         Args:
             pixels: (rows, cols, 3) uint8 RGB, whole numbers of cells; normalised by the card's recipe.
+            tolerant: Cells of NaN or infinity are not scored (NaN), and no error.
 
         Returns:
             (rows / stride, cols / stride, card.score_channels) float32: the class-activation map, then the gate's map.
 
         Raises:
             CardError: The card names no maps, or they are not one value per cell.
-            ScoreError: NaN or infinity.
+            ScoreError: NaN or infinity; names the place.
             ModelError: ONNX Runtime failed on this input.
         """
         names = [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
@@ -190,8 +191,7 @@ class Runtime:
         wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
         if found.shape != wanted:
             raise disagrees(self.card, f"maps of shape {found.shape}", f"{wanted}: one value per cell and channel")
-        if not np.isfinite(found).all():
-            raise ScoreError(f"model {self.card.name} returned NaN or infinity.", hint="the model file may be damaged.")
+        check_maps(found, self.card, tolerant=tolerant)
         return found
 
     def run_other(self, file: str, batch: np.ndarray, outputs: list[str]) -> list[np.ndarray]:

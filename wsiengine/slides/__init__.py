@@ -115,7 +115,7 @@ def _direct(path: str) -> LevelReader | None:
     if _vendor(path) not in (None, "aperio", "generic-tiff"):
         return None  # a layout with rules of its own
     source = open_source(path)
-    tiff = parse_tiled(path, source.length_bytes) if source.read(0, min(4, source.length_bytes)) in MAGICS else None
+    tiff = parse_tiled(source) if source.read(0, min(4, source.length_bytes)) in MAGICS else None
     if tiff is None:
         source.close()
         return None

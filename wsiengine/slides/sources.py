@@ -56,6 +56,8 @@ class LocalSource:
         self.length_bytes = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
+        if offset + length > self.length_bytes:  # a table may say anything once the file is changed
+            raise _ends_too_early(self.path, offset, length, max(0, self.length_bytes - offset))
         try:
             data = os.pread(self._descriptor, length, offset)
         except OSError as error:
@@ -129,7 +131,7 @@ def open_source(path: str) -> Source:
 
 @contextmanager
 def open_tiff(path: str) -> Iterator[tifffile.TiffFile]:
-    """The file's TIFF structure, closed afterwards.
+    """The file's TIFF structure, closed and forgotten afterwards.
 
     Raises:
         tifffile.TiffFileError: It is no TIFF, or its structure is broken.
@@ -139,9 +141,12 @@ def open_tiff(path: str) -> Iterator[tifffile.TiffFile]:
             if is_url(path):
                 files, name = _filesystem(path)
                 handle = stack.enter_context(files.open(name, "rb"))
-                tiff = stack.enter_context(tifffile.TiffFile(handle, name=Path(name).name))
+                tiff = tifffile.TiffFile(handle, name=Path(name).name)
             else:
-                tiff = stack.enter_context(tifffile.TiffFile(path))
+                tiff = tifffile.TiffFile(path)
+            # file and pages refer to each other: 60 MB of a large slide's numbers would wait for the collector
+            stack.callback(vars(tiff).clear)
+            stack.enter_context(tiff)
             yield tiff
         except (WsiError, tifffile.TiffFileError):
             raise
@@ -164,8 +169,12 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 def _whole(data: bytes, path: str, offset: int, length: int) -> bytes:
     if len(data) != length:
-        raise UnreadableSlide(
-            f"{path} ends too early: {length:,} bytes were needed at byte {offset:,}, {len(data):,} are there.",
-            hint="the file looks truncated: copy it again from its origin.",
-        )
+        raise _ends_too_early(path, offset, length, len(data))
     return data
+
+
+def _ends_too_early(path: str, offset: int, length: int, there: int) -> UnreadableSlide:
+    return UnreadableSlide(
+        f"{path} ends too early: {length:,} bytes were needed at byte {offset:,}, {there:,} are there.",
+        hint="the file looks truncated: copy it again from its origin.",
+    )

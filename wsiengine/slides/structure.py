@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsiengine.errors import UnreadableSlide
+from wsiengine.slides.numbers import KINDS, Numbers, numbers_at, pieces
 from wsiengine.slides.sources import Source, open_source
 
 _LARGEST_TILE_PX = 1 << 26  # a quarter of a GiB when unpacked
 _MOST_DIRECTORIES = 1 << 16
 _WIDTH, _LENGTH = 256, 257
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTES, _HAMAMATSU = 322, 323, 324, 325, 65420
-_OFFSETS, _LENGTHS = (324, 273, 513), (325, 279, 514)  # of tiles, strips, one JPEG stream: the first that is there
-_NUMBERS = {3: "u2", 4: "u4", 16: "u8"}  # TIFF's whole numbers, as numpy names them
+OFFSETS, LENGTHS = (324, 273, 513), (325, 279, 514)  # of tiles, strips, one JPEG stream: the first that is there
 _HINT = "the file is damaged: copy it again from its origin."
 
 
@@ -73,7 +73,7 @@ def check_directories(path: str) -> None:
 
 
 def tile_tables(source: Source) -> Iterator[np.ndarray]:
-    """Of each directory of a plain TIFF: offsets of its tiles or strips, then their lengths, as the file has them.
+    """Of each directory of a plain TIFF: offsets of its tiles or strips, then their lengths, piece by piece.
 
     tifffile makes numbers of Python's of them, which take five times the memory: 60 MB for a slide of 50 Gpx.
     """
@@ -81,8 +81,10 @@ def tile_tables(source: Source) -> Iterator[np.ndarray]:
     if layout is None:
         return
     for tags in _directories(source, layout):
-        for names in (_OFFSETS, _LENGTHS):
-            yield _values(source, layout, next((tags[name] for name in names if name in tags), None))
+        for names in (OFFSETS, LENGTHS):
+            numbers = _values(source, layout, next((tags[name] for name in names if name in tags), None))
+            for (piece,) in pieces(numbers):
+                yield piece
 
 
 def _check_count(path: str, size: tuple[int, int], tile: tuple[int, int], tiles: int) -> None:
@@ -95,17 +97,18 @@ def _check_count(path: str, size: tuple[int, int], tile: tuple[int, int], tiles:
         )
 
 
-def _check_reach(source: Source, offsets: np.ndarray, lengths: np.ndarray) -> None:
+def _check_reach(source: Source, offsets: Numbers, lengths: Numbers) -> None:
     """Whether all tiles lie inside the file; those of no bytes are not in it, and may be said to lie anywhere."""
-    if len(offsets) == len(lengths) and (lengths > 0).any():
-        ends = offsets.astype(np.float64) + lengths  # exact to 2⁵³ bytes, and no overflow beyond
-        needed = int(ends[lengths > 0].max())
-        if needed > source.length_bytes:
-            raise UnreadableSlide(
-                f"{source.path} is truncated: its pixels reach to byte {needed:,}, the file ends at "
-                f"{source.length_bytes:,}.",
-                hint="copy the slide again from its origin.",
-            )
+    needed = 0.0
+    for some, long in pieces(offsets, lengths) if len(offsets) == len(lengths) else ():
+        ends = some.astype(np.float64) + long  # exact to 2⁵³ bytes, and no overflow beyond
+        needed = max(needed, ends[long > 0].max(initial=0))
+    if needed > source.length_bytes:
+        raise UnreadableSlide(
+            f"{source.path} is truncated: its pixels reach to byte {int(needed):,}, the file ends at "
+            f"{source.length_bytes:,}.",
+            hint="copy the slide again from its origin.",
+        )
 
 
 def _directories(source: Source, layout: _Layout) -> Iterator[Mapping[int, _Entry]]:
@@ -135,18 +138,12 @@ def _number(source: Source, form: struct.Struct, offset: int) -> int | None:
     return int(form.unpack(source.read(offset, form.size))[0])
 
 
-def _values(source: Source, layout: _Layout, entry: _Entry | None) -> np.ndarray:
+def _values(source: Source, layout: _Layout, entry: _Entry | None) -> Numbers:
     """The whole numbers of an entry; none where it is absent, of another type, or not within the file."""
-    kind = _NUMBERS.get(entry.kind) if entry is not None else None
+    kind = KINDS.get(entry.kind) if entry is not None else None
     if entry is None or kind is None:
         return np.empty(0, np.int64)
-    order = layout.link.format[0]
-    size = entry.count * int(kind[1])
+    order, size = layout.link.format[0], entry.count * int(kind[1])
     if size <= len(entry.value):
-        data = entry.value[:size]
-    else:
-        place = int(layout.link.unpack(entry.value)[0])
-        if place + size > source.length_bytes:
-            return np.empty(0, np.int64)
-        data = source.read(place, size)
-    return np.frombuffer(data, order + kind)
+        return np.frombuffer(entry.value[:size], order + kind)
+    return numbers_at(source, int(layout.link.unpack(entry.value)[0]), entry.count, order + kind)

@@ -15,7 +15,9 @@ import tifffile
 from wsiengine.errors import UnreadableSlide
 from wsiengine.geometry import Mpp, Size
 from wsiengine.slides.base import SlideInfo, levels_of
-from wsiengine.slides.sources import open_tiff
+from wsiengine.slides.numbers import KINDS, Numbers, numbers_at, pieces
+from wsiengine.slides.sources import Source, open_tiff
+from wsiengine.slides.structure import LENGTHS, OFFSETS
 
 _Page: TypeAlias = Any  # tifffile.TiffPage: its annotations also allow frames, which whole pages never are
 
@@ -42,8 +44,8 @@ class TileTable:
 
     size: Size
     tile: Size
-    offsets: np.ndarray  # (tile rows, tile cols) int64
-    lengths: np.ndarray  # (tile rows, tile cols) int64; 0: the tile is not in the file
+    offsets: Numbers  # of each tile, row-major
+    lengths: Numbers  # of each tile, row-major; 0: it is not in the file
     codec: str
     ycbcr: bool  # the packed colours are YCbCr, else RGB
     differences: bool  # TIFF predictor 2
@@ -56,8 +58,9 @@ class TileTable:
 
     def places(self, row: int, cols: range) -> list[tuple[int, int]]:
         """(offset, length) of the tiles of one row."""
-        some = slice(cols.start, cols.stop)
-        return list(zip(self.offsets[row, some].tolist(), self.lengths[row, some].tolist(), strict=True))
+        start = row * -(-self.size.width // self.tile.width)
+        some = slice(start + cols.start, start + cols.stop)
+        return list(zip(self.offsets[some].tolist(), self.lengths[some].tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,22 +71,24 @@ class TiledTiff:
     levels: tuple[TileTable, ...]
 
 
-def parse_tiled(path: str, length_bytes: int) -> TiledTiff | None:
+def parse_tiled(source: Source) -> TiledTiff | None:
     """The file's structure, or None where it is not simply tiled 8-bit RGB that we unpack ourselves.
+
+    It goes on reading from ``source``, which stays open as long as it is used.
 
     Raises:
         UnreadableSlide: The file is shorter than its own tables say.
     """
     try:
-        with open_tiff(path) as tiff:
+        with open_tiff(source.path) as tiff:
             if _foreign(tiff):
                 return None
-            _check_length(path, length_bytes, _following_page(tiff), "its table of contents goes on at")
-            _check_length(path, length_bytes, max(map(_end, _pages(tiff))), "its pixels reach to")
+            _check_length(source, _following_page(tiff), "its table of contents goes on at")
+            _check_length(source, max(map(_end, _pages(tiff))), "its pixels reach to")
             pages = _level_pages(tiff)
             if not pages or not all(_plain(page) for page in pages) or not _shrinking(pages):
                 return None
-            tables = tuple(_table(page) for page in pages)
+            tables = tuple(_table(page, source) for page in pages)
             if any(not _complete(table) for table in tables):
                 return None
             info = _info(tiff, tables)
@@ -161,15 +166,14 @@ def _shrinking(pages: Sequence[_Page]) -> bool:
     return all(b < a for a, b in pairwise(widths))
 
 
-def _table(page: _Page) -> TileTable:
+def _table(page: _Page, source: Source) -> TileTable:
     size, tile = Size(page.imagelength, page.imagewidth), Size(page.tilelength, page.tilewidth)
-    grid = -(-size.height // tile.height), -(-size.width // tile.width)
     codec = _CODECS[int(page.compression)]
     return TileTable(
         size=size,
         tile=tile,
-        offsets=np.asarray(page.dataoffsets, np.int64).reshape(grid),
-        lengths=np.asarray(page.databytecounts, np.int64).reshape(grid),
+        offsets=_numbers(page, OFFSETS, source),
+        lengths=_numbers(page, LENGTHS, source),
         codec=codec,
         ycbcr=page.photometric == 6 if codec == "jpeg" else codec == "jpeg2000 ycbcr",
         differences=page.predictor == 2,
@@ -177,9 +181,20 @@ def _table(page: _Page) -> TileTable:
     )
 
 
+def _numbers(page: _Page, names: Sequence[int], source: Source) -> Numbers:
+    """The values of the first of these tags that the page has."""
+    tag = next((page.tags[name] for name in names if name in page.tags), None)
+    if tag is None or tag.dtype not in KINDS:
+        raise ValueError("no whole numbers say where the tiles are")
+    return numbers_at(source, tag.valueoffset, tag.count, page.parent.byteorder + KINDS[tag.dtype])
+
+
 def _complete(table: TileTable) -> bool:
     """Whether every tile is in the file; what stands for a missing one differs by vendor, so others decide."""
-    return bool((table.lengths > 0).all() and (table.offsets > 0).all())
+    tiles = math.prod(-(-n // side) for n, side in zip(table.size.shape, table.tile.shape, strict=True))
+    if len(table.offsets) != tiles or len(table.lengths) != tiles:
+        return False
+    return all(offsets.all() and lengths.all() for offsets, lengths in pieces(table.offsets, table.lengths))
 
 
 def _end(page: _Page) -> int:
@@ -187,10 +202,10 @@ def _end(page: _Page) -> int:
     return int((np.asarray(page.dataoffsets, np.int64) + np.asarray(page.databytecounts, np.int64)).max(initial=0))
 
 
-def _check_length(path: str, length_bytes: int, needed: int, what: str) -> None:
-    if needed > length_bytes:
+def _check_length(source: Source, needed: int, what: str) -> None:
+    if needed > source.length_bytes:
         raise UnreadableSlide(
-            f"{path} is truncated: {what} byte {needed:,}, the file ends at {length_bytes:,}.",
+            f"{source.path} is truncated: {what} byte {needed:,}, the file ends at {source.length_bytes:,}.",
             hint="copy the slide again from its origin.",
         )
 

@@ -11,6 +11,7 @@ from wsiengine.geometry import Box
 from wsiengine.grid import Axis, Block, TileGrid
 from wsiengine.job import BlockScores, Job
 from wsiengine.journal import Recovered
+from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import Gathered, View
 from wsiengine.tasks.classification import Classification
 from wsiengine.tasks.classify import MapLayout, blend, tile_probabilities
@@ -52,7 +53,7 @@ class DenseClassification(Classification):
     wanted: np.ndarray | None = None
 
     def score(self, job: Job, block: Block, view: View) -> BlockScores:
-        maps = job.runtime.maps(view.pixels)
+        maps = job.runtime.maps(view.pixels, tolerant=isinstance(job.slide, TolerantSlide))
         y, x = (view.corners_px // job.grid.lattice.cell_px).T
         values = maps[y, x]
         if view.bad is not None:
