@@ -33,7 +33,7 @@ from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import TILE_PX, Scores, load_scores
 from wsiengine.training.views import DRAWN
 
-VERSION = "1.2"
+VERSION = "1.3"
 STAINS = StainRule(1.55, 1.62)
 """0.5 % of the cells of H&E-stained training tissue (folds 1 to 4) exceed the first."""
 GRADES = ("Adenocarcinoma well", "Adenocarcinoma moderate", "Adenocarcinoma poor")
