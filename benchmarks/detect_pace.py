@@ -5,7 +5,7 @@ ONNX Runtime and nothing else: the detector on each tile and, of a model with tw
 on as many crops as the run classified. Its inputs are the run's own, cut out of tiles spread over the slide by the
 run's own code and in memory beforehand; they go through the sessions call by call, as in a run, in as many threads.
 Floor and engine take turns, each in a fresh process. The engine's ratio is told for the blocks alone and for all of
-``infer``, from opening the slide to the last file.
+``infer``, from opening the slide to the last file; and once more for some blocks and their own calls in turns.
 """
 
 import json
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 _RECORDED_TILES = 60  # spread over the slide; their crops are the floor's, taken in turns
+_PAIRED_TILES = 36
 _OPTIONS: dict[str, Any] = {"device": "cpu", "tissue": "none"}
 
 Call = Callable[[], Any]
@@ -48,7 +49,8 @@ def pace(slide: str, model: str, threads: int, *, repeats: int = 3, first_stage:
         for _ in range(repeats):
             runs.append(_alone("engine", slide, model, threads))
             floors.append(_alone("floor", slide, model, threads, counts))
-    return _report(counts, runs, floors)
+        pairs = _alone("paired", slide, model, threads)
+    return _report(counts, runs, floors) | pairs
 
 
 def _report(counts: tuple[int, int], runs: list[dict[str, Any]], floors: list[dict[str, Any]]) -> dict[str, Any]:
@@ -146,15 +148,62 @@ def _in_turns(items: Sequence[Sequence[Call]], count: int, threads: int) -> floa
 
 
 def recorded(slide: str, model: str) -> list[Asked]:
-    """What tiles spread over the slide ask of the sessions, noted while the engine's own code scores them."""
-    import wsiengine
+    """What tiles spread over the slide ask of the sessions."""
     from wsiengine.geometry import Box
     from wsiengine.grid import Block
+
+    plan = _planned(slide, model)
+    wanted = np.argwhere(plan.wanted)
+    chosen = wanted[:: math.ceil(len(wanted) / _RECORDED_TILES)].tolist()
+    blocks = [Block(Box(row, col, row + 1, col + 1), np.ones((1, 1), bool)) for row, col in chosen]
+    return [one for block in blocks for one in _noted(plan, block)]
+
+
+def paired(slide: str, model: str) -> dict[str, Any]:
+    """Neighbouring blocks of the run, each followed by its own session calls, in one thread → CPU ms a tile of both.
+
+    What else a machine does slows both alike, so that this ratio hardly depends on it.
+    """
     from wsiengine.job import score_block
+
+    plan = _planned(slide, model)
+    every = list(plan.blocks())
+    first, across = len(every) // 3, math.ceil(plan.grid.cols.count / plan.block_tiles)
+    blocks = every[first : first + max(2, _PAIRED_TILES // max(1, every[first].tile_count))]
+    asked = [_noted(plan, block) for block in blocks]
+    fresh = _planned(slide, model)  # no file tile of these blocks is decoded yet, only those of the blocks before
+    for block in every[max(0, first - across) : first]:
+        fresh.job.slide.read(block.box_px(fresh.grid), fresh.lattice.mpp)
+    engine_s = sessions_s = 0.0
+    for block, tiles in zip(blocks, asked, strict=True):
+        started = time.process_time()
+        score_block(fresh.job, block)
+        scored = time.process_time()
+        for call in (call for one in tiles for call in (one.first, *(c for crop in one.crops for c in crop))):
+            call()
+        engine_s, sessions_s = engine_s + scored - started, sessions_s + time.process_time() - scored
+    count = sum(map(len, asked))
+    return {
+        "paired_tiles": count,
+        "engine_cpu_ms_per_tile": round(1e3 * engine_s / count, 2),
+        "sessions_cpu_ms_per_tile": round(1e3 * sessions_s / count, 2),
+        "ratio_blocks_cpu": round(sessions_s / engine_s, 3),
+    }
+
+
+def _planned(slide: str, model: str) -> Any:
+    import wsiengine
 
     plan = wsiengine.plan(slide, model, threads=1, **_OPTIONS)
     if plan.job is None:
         raise SystemExit("no job")
+    return plan
+
+
+def _noted(plan: Any, block: Any) -> list[Asked]:
+    """What each tile of a block asks of the sessions, noted while the engine's own code scores it."""
+    from wsiengine.job import score_block
+
     runtime, second = plan.job.runtime, plan.card.second
     run, run_other = runtime._run, runtime.run_other
     asked: list[Asked] = []
@@ -171,11 +220,9 @@ def recorded(slide: str, model: str) -> list[Asked]:
         asked[-1].crops[-1].append(lambda: run_other(file, kept, names))
         return run_other(file, batch, names)
 
-    wanted = np.argwhere(plan.wanted)
-    runtime._run, runtime.run_other = note_first, note_other  # type: ignore[method-assign]
+    runtime._run, runtime.run_other = note_first, note_other
     try:
-        for row, col in wanted[:: math.ceil(len(wanted) / _RECORDED_TILES)].tolist():
-            score_block(plan.job, Block(Box(row, col, row + 1, col + 1), np.ones((1, 1), bool)))
+        score_block(plan.job, block)
     finally:
         del runtime._run, runtime.run_other  # the class's own again
     return asked
@@ -214,7 +261,10 @@ def _part() -> None:
     """The child of :func:`_alone`."""
     part, slide, model, *numbers = sys.argv[1:]
     threads, tiles, crops = map(int, numbers)
-    facts = engine(slide, model, threads) if part == "engine" else floor(slide, model, threads, (tiles, crops))
+    if part == "paired":
+        facts = paired(slide, model)
+    else:
+        facts = engine(slide, model, threads) if part == "engine" else floor(slide, model, threads, (tiles, crops))
     print(json.dumps(facts))
 
 

@@ -51,6 +51,8 @@ def test_a_detector_is_compared_with_both_of_its_stages(tmp_path: Path) -> None:
     assert boxes.count(0) < len(boxes)  # the tiles' own pixels
     counts = (run["tiles"], run["crops"])
     assert detect_pace.floor(str(slide), str(tmp_path / "m"), 2, counts)["crop_ms"] > 0
+    pairs = detect_pace.paired(str(slide), str(tmp_path / "m"))
+    assert 0 < pairs["ratio_blocks_cpu"] < 1.2
     alone = tmp_path / "alone"
     alone.mkdir()
     detect_pace.without_second(str(tmp_path / "m"), alone)
