@@ -14,7 +14,7 @@ _ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros that start at a multiple of ``_ALIGN_BYTES``."""
     n_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(n_bytes + _ALIGN_BYTES, np.uint8)
+    memory = np.empty(n_bytes + _ALIGN_BYTES, np.uint8)
     start = -memory.ctypes.data % _ALIGN_BYTES
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 

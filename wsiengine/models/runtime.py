@@ -27,8 +27,9 @@ from wsiengine.models.card import Card
 from wsiengine.models.contract import check_outputs, check_scores, check_signature, disagrees
 from wsiengine.models.feeding import AHEAD, Feeder
 from wsiengine.models.integrity import check_files
-from wsiengine.models.ort import CPU, first_line, open_other, open_sessions, ort_errors
+from wsiengine.models.ort import CPU, first_line, open_other, open_pieces, open_sessions, ort_errors
 from wsiengine.models.packing import aligned, checked_origins, pack
+from wsiengine.models.pieces import Pieces
 
 CUDA_BATCH = 64
 _NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
@@ -87,6 +88,7 @@ class Runtime:
         others = card.second.files if card.second else ()
         self._others = {file: open_other(card, file, self._session) for file in others}
         self._one_at_a_time = threading.Lock() if self.provider != CPU else None
+        self._cutting, self._cut, self._pieces = threading.Lock(), False, None
         self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and not self.batched else None
         self._probe()
         self._feeder = self._fed(sessions) if self.batched and card.task == "classify" else None
@@ -182,9 +184,13 @@ class Runtime:
         names = [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
         channels_last = self.card.input.layout == "NHWC"
         shape = (*pixels.shape[:2], 3) if channels_last else (3, *pixels.shape[:2])
-        batch = aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
-        pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
-        cam, *gate = self._run(batch, names)
+        pieces = self._in_pieces(names)
+        if pieces and channels_last and self.card.input.dtype == "uint8":
+            batch = pixels[np.newaxis]
+        else:
+            batch = aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
+            pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
+        cam, *gate = self._run(batch, names) if pieces is None else pieces.run(batch, names)
         parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
         found = np.concatenate(parts, axis=-1, dtype=np.float32)
         wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
@@ -193,6 +199,14 @@ class Runtime:
         if not np.isfinite(found).all():
             raise ScoreError(f"model {self.card.name} returned NaN or infinity.", hint="the model file may be damaged.")
         return found
+
+    def _in_pieces(self, names: list[str]) -> Pieces | None:
+        """What runs the network over a block on the CPU; None: the whole network at once."""
+        with self._cutting:
+            if not self._cut:
+                self._pieces = open_pieces(self.card, names) if self.provider == CPU else None
+                self._cut = True
+            return self._pieces
 
     def run_other(self, file: str, batch: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         """A file of the card's second stage, on the provider of the first: ``outputs`` for one row of input.
