@@ -308,9 +308,11 @@ def _model_parts(plan: Plan, side: int) -> dict[str, int]:
     """What the session has taken for its activations; it keeps it for the next slide."""
     threads = plan.options.worker_threads
     run_px = _batch(plan) * plan.card.input.size_px**2
+    in_pieces = None
     if plan.options.mode == "dense":
         run_px = _dense_side_px(plan, side) ** 2
-    activations = run_px * plan.task.activation_bytes_per_px
+        in_pieces = plan.job.runtime.map_bytes(run_px) if plan.job else None
+    activations = run_px * plan.task.activation_bytes_per_px if in_pieces is None else in_pieces
     return {f"the model's work in each of {threads} threads": threads * activations}
 
 

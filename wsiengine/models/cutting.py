@@ -9,17 +9,44 @@ than the network, so that its margin costs little. :mod:`wsiengine.models.pieces
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from wsiengine.models.onnx_graph import Graph, Node
 
 _NARROW = 3  # times as wide as where it is cut must a part be inside; a cut costs a map written and read
-_PIECE_BYTES = 2 << 20  # of a part's widest map in one piece, as float32
+PIECE_BYTES = 2 << 20  # of a part's widest map in one piece, as float32
 _MOST_MARGIN = 1 / 6  # of a piece's side, both sides together; a part that reaches further runs in one piece
 
 _CONV, _POOLS = "Conv", ("MaxPool", "AveragePool")
 _CELL_BY_CELL = frozenset(
-    "Abs Add BatchNormalization Cast Clip DequantizeLinear Div Elu Exp HardSigmoid HardSwish Identity LeakyRelu Log Mul "
-    "Neg PRelu QuantizeLinear Relu Sigmoid Softplus Sqrt Sub Tanh".split()
+    [
+        "Abs",
+        "Add",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "DequantizeLinear",
+        "Div",
+        "Elu",
+        "Exp",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Log",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "PRelu",
+        "QuantizeLinear",
+        "Relu",
+        "Sigmoid",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Tanh",
+    ]
 )
 _KEEPS_SHAPE = ("Cast", "DequantizeLinear", "Identity")
 _CHANNELS_FIRST = (0, 3, 1, 2)
@@ -59,6 +86,7 @@ class Part:
         stride_px: Pieces and their margins are multiples of it.
         before_px, after_px: What a piece needs around itself, up and left, and down and right.
         side_px: Of a piece, at most; 0 where the part runs in one piece.
+        width: Numbers per pixel of the image, of its widest map.
     """
 
     inputs: tuple[str, ...]
@@ -68,6 +96,7 @@ class Part:
     before_px: int
     after_px: int
     side_px: int
+    width: float
 
 
 def cut(graph: Graph, image: Map, outputs: Sequence[str]) -> list[Part]:
@@ -84,7 +113,7 @@ def cut(graph: Graph, image: Map, outputs: Sequence[str]) -> list[Part]:
     maps = follow(graph, {source: image}, graph.nodes)
     if any(name not in maps for name in outputs):
         return []
-    chain = [source, *_narrow(graph, maps, source, outputs)]
+    chain = _chain(graph, maps, _narrow(graph, maps, source, outputs))
     if len(chain) == 1:
         return []
     parts: list[Part] = []
@@ -95,6 +124,16 @@ def cut(graph: Graph, image: Map, outputs: Sequence[str]) -> list[Part]:
         parts += [_part(graph, maps, (source,), (name,)) for name in beside if name != source]
         parts.append(_part(graph, maps, (start, *beside), ends))
     return parts
+
+
+def _chain(graph: Graph, maps: Mapping[str, Map], narrow: Sequence[str]) -> list[str]:
+    """The network's input, and where it is cut: as few of the ``narrow`` maps as keep margins small."""
+    (source,) = graph.inputs
+    chain = [source]
+    for name, following in pairwise(narrow):
+        if not _part(graph, maps, (chain[-1],), (following,)).side_px:
+            chain.append(name)
+    return [*chain, *narrow[-1:]]
 
 
 def follow(graph: Graph, sources: Mapping[str, Map], nodes: Iterable[Node]) -> dict[str, Map]:
@@ -215,6 +254,7 @@ def _part(graph: Graph, maps: Mapping[str, Map], inputs: tuple[str, ...], output
         for reach in ("before_px", "after_px")
     )
     widest = max(image.width for image in within.values())
-    side = int(math.sqrt(_PIECE_BYTES / (4 * widest))) // stride * stride
-    in_pieces = before + after <= side * _MOST_MARGIN
-    return Part(inputs, outputs, {name: maps[name] for name in outputs}, stride, before, after, side if in_pieces else 0)
+    side = int(math.sqrt(PIECE_BYTES / (4 * widest))) // stride * stride
+    if before + after > side * _MOST_MARGIN:
+        side = 0
+    return Part(inputs, outputs, {name: maps[name] for name in outputs}, stride, before, after, side, widest)

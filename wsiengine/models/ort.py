@@ -167,12 +167,16 @@ def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = No
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what matters comes back as an exception
-    file = model or card.model_path
+    if isinstance(model, bytes):  # a part of a network: each would keep memory of its own for pieces of every shape
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        source, name = model, f"a part of {card.model_path.name}"
+    else:
+        source, name = str(model or card.model_path), (model or card.model_path).name
     try:
-        return ort.InferenceSession(file if isinstance(file, bytes) else str(file), options, providers=wanted)
+        return ort.InferenceSession(source, options, providers=wanted)
     except ort_errors() as error:
         raise CardError(
-            f"{card.model_path.name if isinstance(file, bytes) else file.name} cannot be loaded by ONNX Runtime {ort.__version__}: {first_line(error)}",
+            f"{name} cannot be loaded by ONNX Runtime {ort.__version__}: {first_line(error)}",
             hint="export the model again, with standard ONNX operators",
         ) from error
 

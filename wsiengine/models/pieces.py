@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from wsiengine.geometry import Box
-from wsiengine.models.cutting import Map, Part
+from wsiengine.models.cutting import PIECE_BYTES, Map, Part
 from wsiengine.models.onnx_graph import Graph
 from wsiengine.models.packing import aligned
 
 _TYPES = {"tensor(float)": 1, "tensor(uint8)": 2, "tensor(int8)": 3, "tensor(float16)": 10}  # of TensorProto
+
+_PIECES = 8  # that the memory of a thread's piece is counted as, measured
+_New = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 
 
 class Pieces:
@@ -34,12 +37,22 @@ class Pieces:
         self._image, self._parts = image, parts
         known: dict[str, tuple[int, int] | None] = {self._source: None}
         self._sessions = []
-        self._memory = _Memory()
         for part in parts:
             session = open_session(graph.part({name: known[name] for name in part.inputs}, part.outputs))
             kinds = {output.name: _TYPES[output.type] for output in session.get_outputs()}
             known |= {name: (kinds[name], part.maps[name].channels) for name in part.outputs}
             self._sessions.append(session)
+        self._memory = _Memory()
+
+    def memory_bytes(self, image_px: int) -> int:
+        """What :meth:`run` takes at most in one thread for an image of so many pixels; measured three quarters of it.
+
+        Two maps between parts, the two widest of a part that runs in one piece, and a few pieces.
+        """
+        widths = {name: lies.width for part in self._parts for name, lies in part.maps.items()}
+        between = max(sum(widths.get(name, 0) for name in (*part.inputs, *part.outputs)) for part in self._parts)
+        at_once = max((part.width for part in self._parts if not part.side_px), default=0)
+        return int(4 * image_px * (between + 2 * at_once)) + _PIECES * PIECE_BYTES
 
     def run(self, batch: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
         """The maps ``outputs`` of one image.
@@ -48,62 +61,59 @@ class Pieces:
             batch: (1, …), the network's input; its sides are multiples of the network's stride.
         """
         arrays, maps = {self._source: batch}, {self._source: self._image}
+        borrowed: dict[str, np.ndarray] = {}
         y = self._image.y_axis
         whole = Box(0, 0, *batch.shape[y : y + 2])
+
+        def between(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            if name in outputs:
+                return np.empty(shape, dtype)
+            n_bytes = math.prod(shape) * dtype.itemsize
+            borrowed[name] = self._memory.take(n_bytes)
+            return borrowed[name][:n_bytes].view(dtype).reshape(shape)
+
         for index, (part, session) in enumerate(zip(self._parts, self._sessions, strict=True)):
-            new = self._memory.take if index + 1 < len(self._parts) else np.empty
-            arrays |= _run(part, session, {name: (arrays[name], maps[name]) for name in part.inputs}, whole, new)
+            inputs = {name: (arrays[name], maps[name]) for name in part.inputs}
+            arrays |= _run(part, session, inputs, whole, between)
             maps |= part.maps
             later = {name for other in self._parts[index + 1 :] for name in other.inputs}
-            for name in arrays.keys() - later - set(outputs):
-                self._memory.give(arrays.pop(name))
+            for name in borrowed.keys() - later:
+                self._memory.give(borrowed.pop(name))
         return [arrays[name] for name in outputs]
 
 
 class _Memory(threading.local):
-    """Of the maps between parts, of each thread: used again, for the system takes its time to find new pages."""
+    """Of the maps between parts, for each thread: used again, since new pages cost more than what is written there."""
 
     def __init__(self) -> None:
-        self._lent: dict[int, np.ndarray] = {}
         self._free: list[np.ndarray] = []
 
-    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        n_bytes = math.prod(shape) * dtype.itemsize
-        fitting = [block for block in self._free if block.nbytes >= n_bytes]
-        block = min(fitting, key=len) if fitting else np.empty(n_bytes, np.uint8)
-        self._free = [other for other in self._free if other is not block]
-        array = block[:n_bytes].view(dtype).reshape(shape)
-        self._lent[id(array)] = block
-        return array
+    def take(self, n_bytes: int) -> np.ndarray:
+        """At least so many bytes."""
+        self._free.sort(key=len)
+        fitting = [index for index, block in enumerate(self._free) if len(block) >= n_bytes]
+        if fitting:
+            return self._free.pop(fitting[0])
+        self._free = self._free[:-1]  # a larger one takes the place of the largest
+        return np.empty(n_bytes, np.uint8)
 
-    def give(self, array: np.ndarray) -> None:
-        """Back what :meth:`take` gave; anything else is left alone."""
-        block = self._lent.pop(id(array), None)
-        if block is not None:
-            self._free.append(block)
+    def give(self, block: np.ndarray) -> None:
+        self._free.append(block)
 
 
 def _run(
-    part: Part,
-    session: Any,
-    inputs: Mapping[str, tuple[np.ndarray, Map]],
-    whole: Box,
-    new: Callable[[tuple[int, ...], np.dtype], np.ndarray],
+    part: Part, session: Any, inputs: Mapping[str, tuple[np.ndarray, Map]], whole: Box, new: _New
 ) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for piece in _even(whole, part):
-        seen = Box(
-            piece.y0 - part.before_px,
-            piece.x0 - part.before_px,
-            piece.y1 + part.after_px,
-            piece.x1 + part.after_px,
-        ).intersect(whole)
+        y, x = max(piece.y0 - part.before_px, 0), max(piece.x0 - part.before_px, 0)
+        seen = Box(y, x, piece.y1 + part.after_px, piece.x1 + part.after_px).intersect(whole)
         feeds = {name: _copied(array[_at(seen, lies)]) for name, (array, lies) in inputs.items()}
-        for name, part_of in zip(part.outputs, session.run(part.outputs, feeds), strict=True):
+        for name, output in zip(part.outputs, session.run(part.outputs, feeds), strict=True):
             lies = part.maps[name]
             if name not in found:
-                found[name] = new(_shape(part_of, lies, whole), part_of.dtype)
-            found[name][_at(piece, lies)] = part_of[_at(piece.relative_to(seen), lies)]
+                found[name] = new(name, _shape(output, lies, whole), output.dtype)
+            found[name][_at(piece, lies)] = output[_at(piece.relative_to(seen), lies)]
     return found
 
 
@@ -123,13 +133,13 @@ def _at(box: Box, lies: Map) -> tuple[slice, ...]:
     return (*[slice(None)] * lies.y_axis, rows, cols)
 
 
-def _shape(part_of: np.ndarray, lies: Map, whole: Box) -> tuple[int, ...]:
-    shape = list(part_of.shape)
+def _shape(output: np.ndarray, lies: Map, whole: Box) -> tuple[int, ...]:
+    shape = list(output.shape)
     shape[lies.y_axis : lies.y_axis + 2] = (side // lies.stride_px for side in whole.shape)
     return tuple(shape)
 
 
 def _copied(view: np.ndarray) -> np.ndarray:
-    copy = aligned(view.shape, view.dtype)
+    copy = aligned(view.shape, view.dtype, zeroed=False)
     copy[...] = view
     return copy

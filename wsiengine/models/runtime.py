@@ -88,7 +88,9 @@ class Runtime:
         others = card.second.files if card.second else ()
         self._others = {file: open_other(card, file, self._session) for file in others}
         self._one_at_a_time = threading.Lock() if self.provider != CPU else None
-        self._cutting, self._cut, self._pieces = threading.Lock(), False, None
+        self._cutting = threading.Lock()
+        self._pieces: Pieces | None = None
+        self._cut = False  # once a block was asked for
         self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and not self.batched else None
         self._probe()
         self._feeder = self._fed(sessions) if self.batched and card.task == "classify" else None
@@ -181,10 +183,10 @@ class Runtime:
             ScoreError: NaN or infinity.
             ModelError: ONNX Runtime failed on this input.
         """
-        names = [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
+        names = self._map_names
         channels_last = self.card.input.layout == "NHWC"
         shape = (*pixels.shape[:2], 3) if channels_last else (3, *pixels.shape[:2])
-        pieces = self._in_pieces(names)
+        pieces = self._in_pieces()
         if pieces and channels_last and self.card.input.dtype == "uint8":
             batch = pixels[np.newaxis]
         else:
@@ -200,11 +202,20 @@ class Runtime:
             raise ScoreError(f"model {self.card.name} returned NaN or infinity.", hint="the model file may be damaged.")
         return found
 
-    def _in_pieces(self, names: list[str]) -> Pieces | None:
-        """What runs the network over a block on the CPU; None: the whole network at once."""
+    def map_bytes(self, block_px: int) -> int | None:
+        """Memory that :meth:`maps` takes in each thread for a block; None where the whole network runs at once."""
+        pieces = self._in_pieces()
+        return None if pieces is None else pieces.memory_bytes(block_px)
+
+    @property
+    def _map_names(self) -> list[str]:
+        return [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
+
+    def _in_pieces(self) -> Pieces | None:
+        """What runs the network over a block piece by piece, on the CPU; None: it cannot be cut."""
         with self._cutting:
             if not self._cut:
-                self._pieces = open_pieces(self.card, names) if self.provider == CPU else None
+                self._pieces = open_pieces(self.card, self._map_names) if self.provider == CPU else None
                 self._cut = True
             return self._pieces
 
