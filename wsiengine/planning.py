@@ -267,7 +267,7 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     always = {
         "the libraries": _BASE_BYTES,
         "the slide's tables of tiles": _table_bytes(plan),
-        "the model's weights": 3 * plan.weights_bytes,
+        "the model's weights": 3 * plan.weights_bytes * (1 if _in_pieces(plan, 0) is None else 2),
     }
     if plan.options.beside_bytes:
         always["the slide before"] = plan.options.beside_bytes
@@ -308,12 +308,15 @@ def _model_parts(plan: Plan, side: int) -> dict[str, int]:
     """What the session has taken for its activations; it keeps it for the next slide."""
     threads = plan.options.worker_threads
     run_px = _batch(plan) * plan.card.input.size_px**2
-    in_pieces = None
     if plan.options.mode == "dense":
         run_px = _dense_side_px(plan, side) ** 2
-        in_pieces = plan.job.runtime.map_bytes(run_px) if plan.job else None
-    activations = run_px * plan.task.activation_bytes_per_px if in_pieces is None else in_pieces
+    activations = _in_pieces(plan, run_px) or run_px * plan.task.activation_bytes_per_px
     return {f"the model's work in each of {threads} threads": threads * activations}
+
+
+def _in_pieces(plan: Plan, run_px: int) -> int | None:
+    """What a dense block takes in each thread where the network runs in parts, which have the weights once more."""
+    return plan.job.runtime.map_bytes(run_px) if plan.job and plan.options.mode == "dense" else None
 
 
 def _reading_parts(plan: Plan, side: int) -> dict[str, int]:

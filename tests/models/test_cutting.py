@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from wsiengine.errors import ModelError
 from wsiengine.models import cutting, ort
 from wsiengine.models.cutting import Map, Part, cut
 from wsiengine.models.onnx_graph import Graph, read_graph
@@ -250,9 +251,31 @@ def test_threads_and_sizes_do_not_show_in_a_bit(tissue: np.ndarray) -> None:
             np.testing.assert_array_equal(found, expected)
 
 
+def test_what_fails_in_a_piece_is_told_as_in_one_piece(tissue: np.ndarray) -> None:
+    class Broken:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("Failed to allocate memory")
+
+    runtime = Runtime(load_model("crc5"), device="cpu")
+    runtime.maps(tissue[:64])
+    assert runtime._pieces is not None
+    runtime._pieces._sessions[3] = Broken()
+    with pytest.raises(ModelError, match=r"crc5: ONNX Runtime failed .* Failed to allocate memory"):
+        runtime.maps(tissue[:64])
+
+
+def test_the_plan_counts_what_pieces_take(tissue: np.ndarray) -> None:
+    """A fifth of the network in one piece, for which 288 bytes a pixel are planned."""
+    runtime = Runtime(load_model("crc5"), device="cpu")
+    planned = runtime.map_bytes(2240**2)
+    assert planned is not None
+    assert 24 * 2240**2 < planned < 0.2 * 288 * 2240**2
+
+
 def test_a_network_that_cannot_be_cut_runs_as_before(tmp_path: Path) -> None:
     from tests.models.tiny import tiny
 
     card = tiny(tmp_path)
+    assert Runtime(card, device="cpu").map_bytes(1000) is None
     assert ort.open_pieces(card, ["cam"]) is None
     assert Runtime(card, device="cpu").maps(np.zeros((32, 64, 3), np.uint8)).shape == (4, 8, 3)

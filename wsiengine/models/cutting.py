@@ -18,36 +18,9 @@ PIECE_BYTES = 2 << 20  # of a part's widest map in one piece, as float32
 _MOST_MARGIN = 1 / 6  # of a piece's side, both sides together; a part that reaches further runs in one piece
 
 _CONV, _POOLS = "Conv", ("MaxPool", "AveragePool")
-_CELL_BY_CELL = frozenset(
-    [
-        "Abs",
-        "Add",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "DequantizeLinear",
-        "Div",
-        "Elu",
-        "Exp",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "Log",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "PRelu",
-        "QuantizeLinear",
-        "Relu",
-        "Sigmoid",
-        "Softplus",
-        "Sqrt",
-        "Sub",
-        "Tanh",
-    ]
-)
+_ARITHMETIC = ("Abs", "Add", "BatchNormalization", "Div", "Exp", "Log", "Max", "Min", "Mul", "Neg", "Sqrt", "Sub")
+_ACTIVATIONS = ("Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Softplus", "Tanh")
+_CELL_BY_CELL = frozenset((*_ARITHMETIC, *_ACTIVATIONS, "Cast", "DequantizeLinear", "Identity", "QuantizeLinear"))
 _KEEPS_SHAPE = ("Cast", "DequantizeLinear", "Identity")
 _CHANNELS_FIRST = (0, 3, 1, 2)
 

@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -188,11 +188,15 @@ class Runtime:
         shape = (*pixels.shape[:2], 3) if channels_last else (3, *pixels.shape[:2])
         pieces = self._in_pieces()
         if pieces and channels_last and self.card.input.dtype == "uint8":
-            batch = pixels[np.newaxis]
+            batch = pixels[np.newaxis]  # pieces are copied out of it
         else:
             batch = aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
             pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
-        cam, *gate = self._run(batch, names) if pieces is None else pieces.run(batch, names)
+        if pieces is None:
+            cam, *gate = self._run(batch, names)
+        else:
+            with self._told(batch.shape):
+                cam, *gate = pieces.run(batch, names)
         parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
         found = np.concatenate(parts, axis=-1, dtype=np.float32)
         wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
@@ -255,14 +259,17 @@ class Runtime:
         return aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
 
     def _run(self, batch: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
+        with self._told(batch.shape), self._one_at_a_time or nullcontext():
+            return self._session.run(outputs or self._outputs, {self._input: batch})
+
+    @contextmanager
+    def _told(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """ONNX Runtime's errors as ours."""
         try:
-            if self._one_at_a_time is None:
-                return self._session.run(outputs or self._outputs, {self._input: batch})
-            with self._one_at_a_time:
-                return self._session.run(outputs or self._outputs, {self._input: batch})
+            yield
         except ort_errors() as error:
             raise ModelError(
-                f"model {self.card.name}: ONNX Runtime failed on tiles of shape {batch.shape}: {first_line(error)}",
+                f"model {self.card.name}: ONNX Runtime failed on tiles of shape {shape}: {first_line(error)}",
                 hint="try --device cpu, or a smaller --batch-size; if it stays, card and ONNX file do not fit",
             ) from error
 
