@@ -94,7 +94,9 @@ def cut(graph: Graph, image: Map, outputs: Sequence[str]) -> list[Part]:
         beside = _beside(graph, source, start, ends)
         if not all(name in maps and maps[name].y_axis == 2 for name in beside if name != source):
             return []
-        parts += [_part(graph, maps, (source,), (name,)) for name in beside if name != source]
+        for name in beside:
+            way = [source, *_first_narrow(graph, maps, source, name), name] if name != source else []
+            parts += [_part(graph, maps, (here,), (there,)) for here, there in pairwise(way)]
         parts.append(_part(graph, maps, (start, *beside), ends))
     return parts
 
@@ -216,6 +218,19 @@ def _beside(graph: Graph, source: str, start: str, ends: tuple[str, ...]) -> tup
         elif from_image.intersection(node.inputs):
             from_image.update(node.outputs)
     return tuple(joining)
+
+
+def _first_narrow(graph: Graph, maps: Mapping[str, Map], source: str, name: str) -> list[str]:
+    """The first narrow map through which all goes from the image to ``name``, if there is one."""
+    widest = maps[source].width
+    for node in graph.needed([name], [source])[:-1]:
+        lies = maps.get(node.outputs[0])
+        if lies is None:
+            continue
+        left = graph.needed([name], node.outputs)
+        if lies.width * _NARROW <= widest and lies.y_axis == 2 and not any(source in n.inputs for n in left):
+            return [node.outputs[0]]
+    return []
 
 
 def _part(graph: Graph, maps: Mapping[str, Map], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Part:
