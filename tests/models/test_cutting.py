@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,12 +41,12 @@ class Net:
         self.weights.append(numpy_helper.from_array(value, name))
         return name
 
-    def add(self, kind: str, inputs: list[str], **attributes: object) -> str:
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         output = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    def conv(self, x: str, shape: tuple[int, ...], stride: int = 1, groups: int = 1, **padding: object) -> str:
+    def conv(self, x: str, shape: tuple[int, ...], stride: int = 1, groups: int = 1, **padding: Any) -> str:
         fan = shape[1] * shape[2] * shape[3]
         w = self.weight((self.rng.normal(size=shape) / fan**0.5).astype(np.float32))
         b = self.weight(self.rng.normal(size=shape[0]).astype(np.float32) * 0.3)
@@ -60,7 +61,7 @@ class Net:
         return self.add("Add", [x, y]) if stride == 1 and narrow == to else y
 
     def graph(self, outputs: list[str]) -> tuple[bytes, Graph]:
-        shape = ["n", "h", "w", 3] if self.layout == "NHWC" else ["n", 3, "h", "w"]
+        shape: list[str | int | None] = ["n", "h", "w", 3] if self.layout == "NHWC" else ["n", 3, "h", "w"]
         kind = TensorProto.UINT8 if self.layout == "NHWC" else TensorProto.FLOAT
         proto = helper.make_graph(
             self.nodes,
@@ -98,7 +99,7 @@ def mobile(pads: list[int], layout: str = "NHWC", *, beside: bool = False) -> tu
     ``beside``: a way of its own from the image joins at the end, as the rule for other stains does in crc5.
     """
     net = Net(layout)
-    x = net.add("Mul", [net.image, net.weight(np.float32(1 / 128))])
+    x = net.add("Mul", [net.image, net.weight(np.array(1 / 128, np.float32))])
     x = net.add("Relu", [net.conv(x, (8, 3, 3, 3), 2, pads=pads)])
     x = net.bottleneck(x, 8, 4, 2, pads)
     x = net.bottleneck(x, 4, 4, 1, MIDDLE_PADS)
@@ -144,7 +145,7 @@ def test_a_margin_a_cell_smaller_would_show(monkeypatch: pytest.MonkeyPatch) -> 
     whole, pieces = net.both((184, 272), outputs)
     real = cutting._part
 
-    def narrower(*given: object) -> Part:
+    def narrower(*given: Any) -> Part:
         part = real(*given)
         return replace(part, after_px=0)
 

@@ -169,11 +169,12 @@ def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = No
     options.log_severity_level = 4  # what matters comes back as an exception
     if isinstance(model, bytes):  # a part of a network: each would keep memory of its own for pieces of every shape
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        source, name = model, f"a part of {card.model_path.name}"
+        name = f"a part of {card.model_path.name}"
     else:
-        source, name = str(model or card.model_path), (model or card.model_path).name
+        model = model or card.model_path
+        name = model.name
     try:
-        return ort.InferenceSession(source, options, providers=wanted)
+        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=wanted)
     except ort_errors() as error:
         raise CardError(
             f"{name} cannot be loaded by ONNX Runtime {ort.__version__}: {first_line(error)}",
