@@ -183,7 +183,7 @@ def _skipping(net: Net) -> list[str]:
     early = net.conv(net.image, (4, 3, 3, 3), pads=MIDDLE_PADS)
     x = net.bottleneck(early, 4, 4, 1, MIDDLE_PADS)
     x = net.bottleneck(x, 4, 4, 1, MIDDLE_PADS)
-    return [net.add("Concat", [x, early], axis=1)]
+    return [net.add("Add", [x, early])]
 
 
 def _looking_at_all(net: Net) -> list[str]:
@@ -204,7 +204,13 @@ def _padded_by_name(net: Net) -> list[str]:
     return [net.bottleneck(net.bottleneck(x, 4, 4, 1, MIDDLE_PADS), 4, 4, 1, MIDDLE_PADS)]
 
 
-@pytest.mark.parametrize("make", [_residual, _skipping, _looking_at_all, _unpadded, _padded_by_name])
+def _with_chance(net: Net) -> list[str]:
+    x = net.conv(net.image, (4, 3, 3, 3), pads=MIDDLE_PADS)
+    x = net.add("Add", [x, net.add("RandomNormal", [], shape=[1, 4, 1, 1])])
+    return [net.bottleneck(net.bottleneck(x, 4, 4, 1, MIDDLE_PADS), 4, 4, 1, MIDDLE_PADS)]
+
+
+@pytest.mark.parametrize("make", [_with_chance, _residual, _skipping, _looking_at_all, _unpadded, _padded_by_name])
 def test_other_networks_stay_in_one_piece(make) -> None:  # type: ignore[no-untyped-def]
     net = Net()
     assert net.parts(make(net)) == []

@@ -122,7 +122,7 @@ def follow(graph: Graph, sources: Mapping[str, Map], nodes: Iterable[Node]) -> d
             weights.update(dict.fromkeys(node.outputs, shape))
             continue
         images = [found[name] for name in read if name in found]
-        if len(images) + sum(name in weights for name in read) == len(read):
+        if images and len(images) + sum(name in weights for name in read) == len(read):
             after = _after(node, images, weights)
             found.update(dict.fromkeys(node.outputs, after) if after else {})
     return found

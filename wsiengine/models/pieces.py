@@ -16,7 +16,8 @@ from wsiengine.models.cutting import PIECE_BYTES, Map, Part
 from wsiengine.models.onnx_graph import Graph
 from wsiengine.models.packing import aligned
 
-_TYPES = {"tensor(float)": 1, "tensor(uint8)": 2, "tensor(int8)": 3, "tensor(float16)": 10}  # of TensorProto
+_TYPES = {"float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "float16": 10, "double": 11}
+_TYPES = {f"tensor({name})": number for name, number in _TYPES.items()}  # numbers of TensorProto
 
 _PIECES = 20  # how much of :data:`PIECE_BYTES` a thread takes for the piece at work, measured 14 to 16
 _New = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
