@@ -156,7 +156,7 @@ def _after(node: Node, images: list[Map], weights: Mapping[str, tuple[int, ...]]
 
 def _windowed(node: Node, image: Map, kernel: tuple[int, ...], channels: int) -> Map | None:
     """After a convolution or pooling over ``kernel`` (rows, cols)."""
-    if len(kernel) != 2 or node.auto_pad not in ("", "NOTSET") or node.numbers.get("ceil_mode", (0,)) != (0,):
+    if len(kernel) != 2 or node.numbers.get("ceil_mode", (0,)) != (0,):
         return None
     strides, dilations = (node.numbers.get(name, (1, 1)) for name in ("strides", "dilations"))
     pads = node.numbers.get("pads", (0, 0, 0, 0))
@@ -165,7 +165,7 @@ def _windowed(node: Node, image: Map, kernel: tuple[int, ...], channels: int) ->
     step, before, after = image.stride_px, 0, 0
     for size, dilation, first, last in zip(kernel, dilations, pads[:2], pads[2:], strict=True):
         reach = (size - 1) * dilation + 1
-        if not 1 <= reach - first - last <= strides[0]:  # else n cells do not become n / stride
+        if not 1 <= reach - first - last <= strides[0]:  # else n cells do not become n / stride, or by `auto_pad`
             return None
         before, after = max(before, first), max(after, reach - first - strides[0])
     return Map(

@@ -13,7 +13,7 @@ _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 1, 7, 8, 25
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 2, 5, 11, 12, 15
 _NODE_INPUT, _NODE_OUTPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _TENSOR_DIMS, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 8, 13
-_ATTRIBUTE_NAME, _ATTRIBUTE_I, _ATTRIBUTE_S, _ATTRIBUTE_INTS = 1, 3, 4, 8
+_ATTRIBUTE_NAME, _ATTRIBUTE_I, _ATTRIBUTE_INTS = 1, 3, 8
 _GRAPHS_INSIDE = (6, 11)  # attributes that are graphs: If, Loop, Scan
 
 
@@ -24,14 +24,12 @@ class Node:
     Attributes:
         kind: ``Conv``, …; with its domain in front where that is not ONNX's own.
         numbers: Attributes that are whole numbers or lists of them.
-        auto_pad: Where the padding is not in numbers, which one it is.
     """
 
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     numbers: Mapping[str, tuple[int, ...]]
-    auto_pad: str
     encoded: memoryview
 
 
@@ -122,7 +120,6 @@ def _read_into(graph: Graph, encoded: memoryview) -> None:
 def _node(encoded: memoryview, graph: Graph) -> Node:
     names: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: [], _NODE_KIND: [], _NODE_DOMAIN: []}
     whole: dict[str, tuple[int, ...]] = {}
-    auto_pad = ""
     for number, value in fields(encoded):
         if number in names:
             names[number].append(text(value))
@@ -130,12 +127,10 @@ def _node(encoded: memoryview, graph: Graph) -> Node:
             attribute = list(fields(as_bytes(value)))
             name = next(text(v) for n, v in attribute if n == _ATTRIBUTE_NAME)
             whole[name] = tuple(i for n, v in attribute if n in (_ATTRIBUTE_I, _ATTRIBUTE_INTS) for i in numbers(v))
-            if name == "auto_pad":
-                auto_pad = next(text(v) for n, v in attribute if n == _ATTRIBUTE_S)
             graph.plain &= not any(n in _GRAPHS_INSIDE for n, _ in attribute)
-    kind = ".".join(part for part in names[_NODE_DOMAIN] if part != "ai.onnx") + names[_NODE_KIND][0]
+    kind = ".".join((*(domain for domain in names[_NODE_DOMAIN] if domain not in ("", "ai.onnx")), *names[_NODE_KIND]))
     inputs, outputs = names[_NODE_INPUT], names[_NODE_OUTPUT]
-    return Node(kind, tuple(inputs), tuple(outputs), whole, auto_pad, encoded)
+    return Node(kind, tuple(inputs), tuple(outputs), whole, encoded)
 
 
 def _tensor(encoded: memoryview, graph: Graph) -> tuple[str, Tensor]:
