@@ -15,7 +15,7 @@ from wsiengine.models.onnx_graph import Graph, Node
 
 _NARROW = 3  # times as wide as where it is cut must a part be inside; a cut costs a map written and read
 PIECE_BYTES = 2 << 20  # of a part's widest map in one piece, as float32
-_MOST_MARGIN = 1 / 6  # of a piece's side, both sides together; a part that reaches further runs in one piece
+_MOST_MARGIN = 1 / 10  # of a piece's side, both sides together; a part that reaches further runs in one piece
 
 _CONV, _POOLS = "Conv", ("MaxPool", "AveragePool")
 _ARITHMETIC = ("Abs", "Add", "BatchNormalization", "Div", "Exp", "Log", "Max", "Min", "Mul", "Neg", "Sqrt", "Sub")
