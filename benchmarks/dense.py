@@ -2,9 +2,11 @@
 
     python benchmarks/dense.py --source glas
     python benchmarks/dense.py --source glas --rows 2 --halos 32,64,96,128
+    python benchmarks/dense.py --slide slide.svs --overlaps 0,0.71 --repeats 3
 
 Builds a mosaic of real fold-0 fields, scores the same tiles both ways, and prints: agreement of classes, accuracy of
-both against the zones (tiles wholly inside one), and the time of each overlap in both modes in one run.
+both against the zones (tiles wholly inside one), and the time of each overlap in both modes in one run. Of a slide of
+your own, which has no zones, it tells the cost alone: dense windows against isolated tiles without overlap.
 """
 
 # ruff: noqa: E402  (the repository is put on the path first)
@@ -36,8 +38,8 @@ from wsiengine.slides import open_slide
 from wsiengine.tasks.classify import MapLayout, tile_probabilities
 
 
-def run(plan: Plan) -> tuple[np.ndarray, float]:
-    """Scores of all wanted tiles (NaN elsewhere), and seconds."""
+def run(plan: Plan) -> tuple[np.ndarray, float, float]:
+    """Scores of all wanted tiles (NaN elsewhere), seconds, and seconds of CPU time."""
     gathered, lock = plan.task.gather(plan, Recovered({}, {}, ())), threading.Lock()
 
     def done(block: BlockScores) -> None:
@@ -45,9 +47,21 @@ def run(plan: Plan) -> tuple[np.ndarray, float]:
             gathered.add(block)
 
     assert plan.job
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     run_blocks(plan.job, plan.blocks(), done, threads=plan.options.worker_threads)
-    return gathered.arrays()["scores"], time.perf_counter() - started
+    seconds = time.perf_counter() - started, time.process_time() - cpu
+    return gathered.arrays()["scores"], *seconds
+
+
+def cost(path: Path, model: str, overlaps: list[float], repeats: int) -> None:
+    """Dense windows at each overlap against isolated tiles without any: medians of runs that take turns."""
+    tiles = wsiengine.plan(path, model, mode="tiles", overlap=0.0)
+    plans = [tiles, *(wsiengine.plan(path, model, mode="dense", overlap=overlap) for overlap in overlaps)]
+    times = np.median([[run(plan)[1:] for plan in plans] for _ in range(repeats)], axis=0)
+    print("overlap  mode   windows  blocks  wall s  CPU s  against isolated tiles without overlap: wall, CPU")
+    for plan, (wall, cpu) in zip(plans, times, strict=True):
+        counts = f"{plan.grid.overlap:7.2f}  {plan.options.mode:5}  {plan.tile_count:7}  {plan.block_count:6}"
+        print(f"{counts}  {wall:6.1f}  {cpu:5.1f}  {wall / times[0, 0]:.2f}  {cpu / times[0, 1]:.2f}")
 
 
 def halos(path: Path, model: str, listed: str) -> None:
@@ -92,7 +106,13 @@ def main() -> None:
     parser.add_argument("--model", default="crc5")
     parser.add_argument("--halos", metavar="PX,PX", help="only compare blocks of such halos with a map in one piece")
     parser.add_argument("--overlaps", default="0,0.3,0.5,0.71", help="of the cost table")
+    parser.add_argument("--slide", type=Path, help="only the cost, on this slide")
+    parser.add_argument("--repeats", type=int, default=1, help="with --slide")
     options = parser.parse_args()
+    overlaps = [float(overlap) for overlap in options.overlaps.split(",")]
+    if options.slide:
+        cost(options.slide, options.model, overlaps, options.repeats)
+        return
     data = os.environ.get("WSIENGINE_DATA")
     if not data:
         parser.error("WSIENGINE_DATA does not name the folder of the labelled fields")
@@ -106,7 +126,7 @@ def main() -> None:
         compare(path, truth.raster, options.model)
         print("overlap  tiles s  dense s  dense / tiles without overlap")
         base = None
-        for overlap in map(float, options.overlaps.split(",")):
+        for overlap in overlaps:
             tiles_s, dense_s = (
                 run(wsiengine.plan(path, options.model, overlap=overlap, mode=mode))[1] for mode in ("tiles", "dense")
             )

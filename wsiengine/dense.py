@@ -22,7 +22,7 @@ from wsiengine.models.card import Card
 from wsiengine.scratch import IN_MEMORY, Scratch
 
 RING_CELLS = 1
-_STEP_CELLS = 8  # by which a part of a block grows: few shapes, so that the session's memory is used again
+_STEP_CELLS = 4  # by which a part of a block grows: few shapes, so that the session's memory is used again
 _STRIP = 1 << 20  # sums held at once
 
 

@@ -269,7 +269,7 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     always = {
         "the libraries": _BASE_BYTES,
         "the slide's tables of tiles": _table_bytes(plan),
-        "the model's weights": 3 * plan.weights_bytes,
+        "the model's weights": 3 * plan.weights_bytes * (1 if _in_pieces(plan, 0) is None else 2),
     }
     if plan.options.beside_bytes:
         always["the slide before"] = plan.options.beside_bytes
@@ -314,8 +314,13 @@ def _model_parts(plan: Plan, side: int) -> dict[str, int]:
     run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
         run_px = _dense_side_px(plan, side) ** 2
-    activations = run_px * plan.task.activation_bytes_per_px
+    activations = _in_pieces(plan, run_px) or run_px * plan.task.activation_bytes_per_px
     return {f"the model's work in each of {threads} threads": threads * activations}
+
+
+def _in_pieces(plan: Plan, run_px: int) -> int | None:
+    """What a dense block takes in each thread where the network runs in parts, which have the weights once more."""
+    return plan.job.runtime.map_bytes(run_px) if plan.job and plan.options.mode == "dense" else None
 
 
 def _reading_parts(plan: Plan, side: int) -> dict[str, int]:

@@ -57,14 +57,14 @@ def look_through(view: memoryview) -> Contents:
         if kind == "tensor":
             _look_at_tensor(message, found)
             continue
-        for number, value in _fields(message):
+        for number, value in fields(message):
             inside = _INSIDE.get(kind, {}).get(number)
             if inside is not None:
-                todo.append((inside, _bytes(value)))
+                todo.append((inside, as_bytes(value)))
             elif kind == "node" and number == _NODE_DOMAIN:
-                found.domains.add(_text(value))
+                found.domains.add(text(value))
             elif kind == "function" and number == _FUNCTION_DOMAIN:
-                own.add(_text(value))
+                own.add(text(value))
         if kind == "sparse":
             _look_at_sparse(message, found)
     if not graphs:
@@ -77,19 +77,19 @@ def _look_at_tensor(message: memoryview, found: Contents) -> None:
     dims: list[int] = []
     name, kind, raw, listed = "", 0, None, 0
     entries: dict[str, str] = {}
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == _DIMS:
-            dims += _numbers(value)
+            dims += numbers(value)
         elif number == _TYPE and isinstance(value, int):
             kind = value
         elif number == _NAME:
-            name = _text(value)
+            name = text(value)
         elif number == _RAW:
-            raw = len(_bytes(value))
+            raw = len(as_bytes(value))
         elif number in _LISTS:
             listed += 1 if isinstance(value, int) else max(1, len(value))
         elif number == _EXTERNAL:
-            pair = {n: _text(v) for n, v in _fields(_bytes(value))}
+            pair = {n: text(v) for n, v in fields(as_bytes(value))}
             entries[pair.get(1, "")] = pair.get(2, "")
     count = math.prod(dims)
     bits = _BITS.get(kind)
@@ -116,12 +116,12 @@ def _add_external(entries: dict[str, str], size: int, found: Contents) -> None:
 
 
 def _look_at_sparse(message: memoryview, found: Contents) -> None:
-    dims = [n for number, value in _fields(message) if number == _SPARSE_DIMS for n in _numbers(value)]
+    dims = [n for number, value in fields(message) if number == _SPARSE_DIMS for n in numbers(value)]
     if math.prod(dims) * 8 > _MOST_SPARSE_BYTES:
         found.lies.append(f"a sparse tensor of {math.prod(dims):,} numbers would be unpacked")
 
 
-def _numbers(value: memoryview | int) -> list[int]:
+def numbers(value: memoryview | int) -> list[int]:
     """A repeated int64, packed or one by one."""
     if isinstance(value, int):
         return [_signed(value)]
@@ -136,17 +136,17 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _text(value: memoryview | int) -> str:
-    return bytes(_bytes(value)).decode()
+def text(value: memoryview | int) -> str:
+    return bytes(as_bytes(value)).decode()
 
 
-def _bytes(value: memoryview | int) -> memoryview:
+def as_bytes(value: memoryview | int) -> memoryview:
     if isinstance(value, int):
         raise ValueError("a number where a message was needed")
     return value
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+def fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     """(field number, value) pairs of one protobuf message."""
     at, end = 0, len(message)
     while at < end:

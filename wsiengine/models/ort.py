@@ -7,7 +7,10 @@ from typing import Any
 
 from wsiengine.errors import CardError, DependencyError, ProviderError
 from wsiengine.models.card import Card
+from wsiengine.models.cutting import Map, cut
 from wsiengine.models.integrity import check_onnx
+from wsiengine.models.onnx_graph import read_graph
+from wsiengine.models.pieces import Pieces
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -146,19 +149,35 @@ def open_other(card: Card, file: str, first: Any) -> Any:
     return session
 
 
-def _session(ort: Any, card: Card, wanted: list, path: Path | None = None) -> Any:
+def open_pieces(card: Card, outputs: list[str]) -> Pieces | None:
+    """The network of ``card`` in parts that run over large images piece by piece, on the CPU; None where none fit."""
+    graph = read_graph(memoryview(card.model_path.read_bytes()))
+    image = Map(1, card.input.channels, 2 if card.input.layout == "NCHW" else 1)
+    parts = cut(graph, image, outputs)
+    if not parts:
+        return None
+    ort = import_onnxruntime()
+    return Pieces(graph, parts, image, lambda encoded: _session(ort, card, [CPU], encoded))
+
+
+def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # see :mod:`wsiengine.models.runtime`
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what matters comes back as an exception
-    file = path or card.model_path
+    if isinstance(model, bytes):  # a part of a network: each would keep memory of its own for pieces of every shape
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        name = f"a part of {card.model_path.name}"
+    else:
+        model = model or card.model_path
+        name = model.name
     try:
-        return ort.InferenceSession(str(file), options, providers=wanted)
+        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=wanted)
     except ort_errors() as error:
         raise CardError(
-            f"{file.name} cannot be loaded by ONNX Runtime {ort.__version__}: {first_line(error)}",
+            f"{name} cannot be loaded by ONNX Runtime {ort.__version__}: {first_line(error)}",
             hint="export the model again, with standard ONNX operators",
         ) from error
 

@@ -11,10 +11,10 @@ from wsikernels.pack import pack_tiles, pack_tiles_nhwc
 _ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 
 
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that start at a multiple of ``_ALIGN_BYTES``."""
+def aligned(shape: tuple[int, ...], dtype: np.dtype, *, zeroed: bool = True) -> np.ndarray:
+    """Memory that starts at a multiple of ``_ALIGN_BYTES``: zeros, or whatever was there."""
     n_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(n_bytes + _ALIGN_BYTES, np.uint8)
+    memory = (np.zeros if zeroed else np.empty)(n_bytes + _ALIGN_BYTES, np.uint8)
     start = -memory.ctypes.data % _ALIGN_BYTES
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 

@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from wsiengine.models.card import Card
 from wsiengine.models.contract import check_maps, check_outputs, check_scores, check_signature, disagrees
 from wsiengine.models.feeding import AHEAD, Feeder
 from wsiengine.models.integrity import check_files
-from wsiengine.models.ort import CPU, first_line, open_other, open_sessions, ort_errors
+from wsiengine.models.ort import CPU, first_line, open_other, open_pieces, open_sessions, ort_errors
 from wsiengine.models.packing import aligned, checked_origins, pack
+from wsiengine.models.pieces import Pieces
 
 CUDA_BATCH = 64
 _NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
@@ -87,6 +88,9 @@ class Runtime:
         others = card.second.files if card.second else ()
         self._others = {file: open_other(card, file, self._session) for file in others}
         self._one_at_a_time = threading.Lock() if self.provider != CPU else None
+        self._cutting = threading.Lock()
+        self._pieces: Pieces | None = None
+        self._cut = False  # once a block was asked for
         self._pool = ThreadPoolExecutor(threads, "wsiengine-model") if threads > 1 and not self.batched else None
         self._probe()
         self._feeder = self._fed(sessions) if self.batched and card.task == "classify" else None
@@ -180,12 +184,20 @@ class Runtime:
             ScoreError: NaN or infinity; names the place.
             ModelError: ONNX Runtime failed on this input.
         """
-        names = [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
+        names = self._map_names
         channels_last = self.card.input.layout == "NHWC"
         shape = (*pixels.shape[:2], 3) if channels_last else (3, *pixels.shape[:2])
-        batch = aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
-        pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
-        cam, *gate = self._run(batch, names)
+        pieces = self._in_pieces()
+        if pieces and channels_last and self.card.input.dtype == "uint8":
+            batch = pixels[np.newaxis]  # pieces are copied out of it
+        else:
+            batch = aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
+            pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
+        if pieces is None:
+            cam, *gate = self._run(batch, names)
+        else:
+            with self._told(batch.shape):
+                cam, *gate = pieces.run(batch, names)
         parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
         found = np.concatenate(parts, axis=-1, dtype=np.float32)
         wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
@@ -193,6 +205,23 @@ class Runtime:
             raise disagrees(self.card, f"maps of shape {found.shape}", f"{wanted}: one value per cell and channel")
         check_maps(found, self.card, tolerant=tolerant)
         return found
+
+    def map_bytes(self, block_px: int) -> int | None:
+        """Memory that :meth:`maps` takes in each thread for a block; None where the whole network runs at once."""
+        pieces = self._in_pieces()
+        return None if pieces is None else pieces.memory_bytes(block_px)
+
+    @property
+    def _map_names(self) -> list[str]:
+        return [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
+
+    def _in_pieces(self) -> Pieces | None:
+        """What runs the network over a block piece by piece, on the CPU; None: it cannot be cut."""
+        with self._cutting:
+            if not self._cut:
+                self._pieces = open_pieces(self.card, self._map_names) if self.provider == CPU else None
+                self._cut = True
+            return self._pieces
 
     def run_other(self, file: str, batch: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         """A file of the card's second stage, on the provider of the first: ``outputs`` for one row of input.
@@ -230,14 +259,17 @@ class Runtime:
         return aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
 
     def _run(self, batch: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
+        with self._told(batch.shape), self._one_at_a_time or nullcontext():
+            return self._session.run(outputs or self._outputs, {self._input: batch})
+
+    @contextmanager
+    def _told(self, shape: tuple[int, ...]) -> Iterator[None]:
+        """ONNX Runtime's errors as ours."""
         try:
-            if self._one_at_a_time is None:
-                return self._session.run(outputs or self._outputs, {self._input: batch})
-            with self._one_at_a_time:
-                return self._session.run(outputs or self._outputs, {self._input: batch})
+            yield
         except ort_errors() as error:
             raise ModelError(
-                f"model {self.card.name}: ONNX Runtime failed on tiles of shape {batch.shape}: {first_line(error)}",
+                f"model {self.card.name}: ONNX Runtime failed on tiles of shape {shape}: {first_line(error)}",
                 hint="try --device cpu, or a smaller --batch-size; if it stays, card and ONNX file do not fit",
             ) from error
 
