@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--only", help="files whose name holds this")
     parser.add_argument("--keep", type=Path, help="folder for mutants that fail")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
-    parser.add_argument("--quick", action="store_true", help="40 mutants of drawn slides")
+    parser.add_argument("--quick", action="store_true", help="20 mutants of drawn slides")
     args = parser.parse_args()
     shared = None if args.quick else os.environ.get("WSIENGINE_DATA")
     with tempfile.TemporaryDirectory() as folder:
@@ -48,7 +48,7 @@ def campaign(args: argparse.Namespace, folder: Path, shared: Path | None) -> tup
 
     paths = [path for path in originals(folder, shared) if not args.only or args.only in path.name]
     warm_up(folder / "jpeg-svs.svs")
-    total = 40 if args.quick else args.mutants
+    total = 20 if args.quick else args.mutants
     tally = Tally(args.keep)
     try:
         for number, path in enumerate(paths):
