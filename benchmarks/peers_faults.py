@@ -128,7 +128,7 @@ def _nameless(data: bytes) -> bytes:
     import tifffile
 
     file = io.BytesIO(data.replace(b"MPP =", b"XXX =").replace(b"AppMag =", b"XxxXxx ="))
-    with tifffile.TiffFile(file, mode="r+b") as tiff:
+    with tifffile.TiffFile(file, mode="r+") as tiff:
         for page in tiff.pages:
             if unit := page.tags.get("ResolutionUnit"):  # type: ignore[union-attr]
                 unit.overwrite(1)
