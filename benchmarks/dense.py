@@ -11,6 +11,7 @@ your own, which has no zones, it tells the cost alone: dense windows against iso
 
 # ruff: noqa: E402  (the repository is put on the path first)
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--overlaps", default="0,0.3,0.5,0.71", help="of the cost table")
     parser.add_argument("--slide", type=Path, help="only the cost, on this slide")
     parser.add_argument("--repeats", type=int, default=1, help="with --slide")
+    parser.add_argument("--write", action="store_true", help="agreement and accuracy alone, onto the model's card")
     options = parser.parse_args()
     overlaps = [float(overlap) for overlap in options.overlaps.split(",")]
     if options.slide:
@@ -123,7 +125,10 @@ def main() -> None:
         if options.halos:
             halos(path, options.model, options.halos)
             return
-        compare(path, truth.raster, options.model)
+        found = compare(path, truth.raster, options.model)
+        if options.write:
+            write(load_model(options.model).folder / "card.json", found)
+            return
         print("overlap  tiles s  dense s  dense / tiles without overlap")
         base = None
         for overlap in overlaps:
@@ -134,8 +139,8 @@ def main() -> None:
             print(f"{overlap:7.2f}  {tiles_s:7.1f}  {dense_s:7.1f}  {dense_s / base:.2f}")
 
 
-def compare(path: Path, raster: object, model: str) -> None:
-    """Agreement and accuracy at 30 % overlap."""
+def compare(path: Path, raster: object, model: str) -> dict[str, float]:
+    """Agreement and accuracy at 30 % overlap → what a card says of it."""
     tiles, dense = (wsiengine.plan(path, model, mode=mode) for mode in ("tiles", "dense"))
     best = []
     for plan in (tiles, dense):
@@ -147,6 +152,16 @@ def compare(path: Path, raster: object, model: str) -> None:
     same, right = best[0] == best[1], [(answer == true)[known].mean() for answer in best]
     print(f"agree    {same[tiles.wanted].mean():.3f} of all, {same[known].mean():.3f} inside zones")
     print(f"right    isolated tiles {right[0]:.3f}, dense windows {right[1]:.3f}")
+    agreement = float(same[known].mean())
+    parts = {"agreement": agreement, "right_dense": float(right[1]), "right_tiles": float(right[0])}
+    return {name: round(part, 3) for name, part in parts.items()} | {"tiles": int(known.sum())}
+
+
+def write(card: Path, found: dict[str, float]) -> None:
+    """Write what was found onto a model's card."""
+    facts = json.loads(card.read_text(encoding="utf-8"))
+    facts["dense"]["against_tiles"] = found
+    card.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import pytest
 
 from tests.models.tiny import Tiny, card_json, write_card
 from wsiengine.classes import COLOURS, colour_of
+from wsiengine.commands.models import _dense_words
 from wsiengine.errors import CardError, IntegrityError
 from wsiengine.geometry import Mpp
+from wsiengine.identifying import _card_digest
 from wsiengine.models.card import load_card, parse_card
 
 DELETE = object()
@@ -87,6 +89,25 @@ def test_round_trip(tmp_path: Path) -> None:
     assert again == card
     assert again.to_json() == card.to_json()
     assert hash(again) == hash(card)
+
+
+def test_what_dense_windows_change_is_kept_and_shown(tmp_path: Path) -> None:
+    found = {"agreement": 0.91, "right_dense": 0.79, "right_tiles": 0.82, "tiles": 290}
+    card = parse_card(changed("dense.against_tiles", found), tmp_path)
+    assert card.to_json()["dense"]["against_tiles"] == found
+    assert card.dense is not None
+    assert card.dense.against_tiles is not None
+    said = _dense_words(card.dense.against_tiles)
+    assert "91.0 % of 290 labelled tiles; 79.0 % right, as isolated tiles 82.0 %" in said
+    with pytest.raises(CardError, match="agreement"):
+        parse_card(changed("dense.against_tiles", found | {"agreement": 91}), tmp_path)
+
+
+def test_a_measurement_of_dense_windows_does_not_make_another_run(tmp_path: Path) -> None:
+    found = {"agreement": 0.91, "right_dense": 0.79, "right_tiles": 0.82, "tiles": 290}
+    digests = {_card_digest(parse_card(data, tmp_path)) for data in (full(), changed("dense.against_tiles", found))}
+    assert len(digests) == 1
+    assert _card_digest(parse_card(changed("dense.halo_px", 8), tmp_path)) not in digests
 
 
 def test_optional_entries_may_be_left_out(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsiengine.models.parts import ClassInfo
+    from wsiengine.models.parts import AgainstTiles, ClassInfo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +103,9 @@ def _show(name: str, *, as_json: bool) -> int:
         lines.append(("gate", f"below {card.gate.minimum:g}: {card.gate.otherwise}"))
     if card.uncertain:
         lines.append(("uncertain", f"best class below {card.uncertain.below:g}: {card.uncertain.name}"))
+    lines += [(name, _precision_words(of)) for name, of in card.precision.items() if isinstance(of, dict)]
+    if card.dense and card.dense.against_tiles:
+        lines.append(("dense", _dense_words(card.dense.against_tiles)))
     for label, text in lines:
         if text:
             print(f"{label:<11}{text}")
@@ -119,6 +122,21 @@ def _show(name: str, *, as_json: bool) -> int:
     if card.evaluation_command:
         print(f"{'figures by':<11}{card.evaluation_command}")
     return 0
+
+
+def _precision_words(found: Mapping[str, Any]) -> str:
+    """What a number format costs, in words; empty where the card does not say."""
+    if not {"agreement", "loss_points", "tiles"} <= found.keys():
+        return ""
+    points = found["loss_points"]
+    lost = f"{points:.1f} points of balanced accuracy lost" if points >= 0.05 else "no balanced accuracy lost"
+    return f"the same answer on {100 * found['agreement']:.1f} % of {found['tiles']:,} held-out tiles, {lost}"
+
+
+def _dense_words(found: "AgainstTiles") -> str:
+    """What dense windows change, in words."""
+    right = f"{100 * found.right_dense:.1f} % right, as isolated tiles {100 * found.right_tiles:.1f} %"
+    return f"the class of isolated tiles on {100 * found.agreement:.1f} % of {found.tiles:,} labelled tiles; {right}"
 
 
 def _class_words(info: "ClassInfo") -> str:

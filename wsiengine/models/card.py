@@ -6,7 +6,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -331,5 +331,5 @@ def _models(card: Card) -> list[str]:
 
 
 def _plain(record: Any) -> dict[str, Any] | None:
-    """A flat frozen record as a dict, None as None."""
-    return None if record is None else {name: getattr(record, name) for name in record.__slots__}
+    """A frozen record as a dict, None as None."""
+    return None if record is None else asdict(record)

@@ -141,12 +141,33 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
+class AgainstTiles:
+    """Dense windows beside isolated tiles, on labelled tissue: parts of so many tiles.
+
+    Attributes:
+        agreement: With the same class.
+        right_dense: Right in dense windows.
+        right_tiles: Right as isolated tiles.
+        tiles: How many.
+    """
+
+    agreement: float
+    right_dense: float
+    right_tiles: float
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dense:
-    """Running the network once over large blocks: their side and halo, and where cell 0 of its map is centred."""
+    """Running the network once over large blocks: their side and halo, and where cell 0 of its map is centred.
+
+    ``against_tiles``: what that changes, where it was measured.
+    """
 
     block_px: int
     halo_px: int
     offset_px: float
+    against_tiles: AgainstTiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,11 +287,19 @@ def read_outputs(entry: Fields) -> Outputs:
 
 
 def read_dense(entry: Fields) -> Dense:
-    dense = Dense(
-        entry.integer("block_px", at_least=1), entry.integer("halo_px", at_least=0), entry.number("offset_px")
-    )
+    block_px, halo_px = entry.integer("block_px", at_least=1), entry.integer("halo_px", at_least=0)
+    dense = Dense(block_px, halo_px, entry.number("offset_px"), _against_tiles(entry.object_or_none("against_tiles")))
     entry.finish()
     return dense
+
+
+def _against_tiles(entry: Fields | None) -> AgainstTiles | None:
+    if entry is None:
+        return None
+    parts = [entry.number(name, low=0, high=1) for name in ("agreement", "right_dense", "right_tiles")]
+    found = AgainstTiles(*parts, tiles=entry.integer("tiles", at_least=1))
+    entry.finish()
+    return found
 
 
 def read_gate(entry: Fields) -> Gate:
