@@ -12,12 +12,14 @@ start-up included, peak memory of its largest. Every tool runs once uncounted, o
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +143,17 @@ def network(folder: Path, slide: Path, options: argparse.Namespace) -> Path:
     return model
 
 
+def prepare(folder: Path, options: argparse.Namespace) -> tuple[Path, Path, Path]:
+    """The slide to warm up with, the one to measure on, and the model."""
+    slide = warm = options.slide
+    if slide is None:
+        slide, warm = folder / "slides" / "mosaic.svs", folder / "warm" / "small.svs"
+        for path, gpx in ((slide, options.gpx), (warm, _WARM_GPX)):
+            path.parent.mkdir()
+            make_slide(path, gpx)
+    return warm, slide, network(folder / "resnet18", warm, options)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wsinfer-python", help="Python of the environment that holds WSInfer")
@@ -154,13 +167,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        slide = warm = options.slide
-        if slide is None:
-            slide, warm = folder / "slides" / "mosaic.svs", folder / "warm" / "small.svs"
-            for path, gpx in ((slide, options.gpx), (warm, _WARM_GPX)):
-                path.parent.mkdir()
-                make_slide(path, gpx)
-        model = network(folder / "resnet18", warm, options)
+        # In a process of its own: the peak memory of a child counts from that of the process which starts it.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            warm, slide, model = pool.submit(prepare, folder, options).result()
         for overlap in map(float, options.overlaps.split(",")):
             compare(overlap, (warm, slide), model, folder, options)
 
