@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from wsiengine.errors import UnreadableSlide, WsiError
 from wsiengine.stopping import EXIT_CODE, stopping_soon
@@ -267,5 +267,13 @@ def _live_with_the_command() -> None:
     os._exit(EXIT_CODE)
 
 
+def _leave(code: int) -> NoReturn:
+    """End at once: all is on the disk and told, and taking the libraries down would keep the command waiting."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody listens, or it is closed
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(_main(int(sys.argv[1])))
+    _leave(_main(int(sys.argv[1])))
