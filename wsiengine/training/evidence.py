@@ -120,7 +120,7 @@ def _elsewhere(figures: Mapping[str, Any]) -> str:
         for source, f in splits[title]["rule"].items()
         if source != "all"
     ]
-    return f"; trainings of its kind on a laboratory that they did not see: {', '.join(found)}" if found else ""
+    return f"; shorter trainings of its kind on a laboratory that they did not see: {', '.join(found)}" if found else ""
 
 
 def _span(found: Mapping[str, float]) -> str:

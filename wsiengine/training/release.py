@@ -25,7 +25,7 @@ from wsiengine.training.data import CLASSES, POLYP, Field, check_leak, read_fiel
 from wsiengine.training.decision import MiddleRule
 from wsiengine.training.evidence import ABOUT, measure, write_evidence
 from wsiengine.training.export import export_onnx
-from wsiengine.training.figures import GATE_MINIMUM, LEAST_SURE, best_temperature
+from wsiengine.training.figures import GATE_MINIMUM, LEAST_SURE, best_temperature, uncertain_below
 from wsiengine.training.loop import load_trained
 from wsiengine.training.mobilenet import CELL_OFFSET_PX
 from wsiengine.training.other_stain import StainRule, silence_other_stains
@@ -33,7 +33,7 @@ from wsiengine.training.schedule import Recipe
 from wsiengine.training.scoring import TILE_PX, Scores, load_scores
 from wsiengine.training.views import DRAWN
 
-VERSION = "1.3"
+VERSION = "1.2"
 STAINS = StainRule(1.55, 1.62)
 """0.5 % of the cells of H&E-stained training tissue (folds 1 to 4) exceed the first."""
 GRADES = ("Adenocarcinoma well", "Adenocarcinoma moderate", "Adenocarcinoma poor")
@@ -186,18 +186,21 @@ def gather(recipe: Recipe, fields: list[Field], siblings: Scores | None, splits:
     Args:
         recipe: Of the network to be bundled.
         fields: All labelled fields; those of its sets outside its folds are held out.
-        siblings: Scores by sibling networks of the fields that it *was* trained on, with the rule; they set the
-            temperature. None: it is 1.
+        siblings: Scores by sibling networks of the fields that it *was* trained on, with the rule; they set temperature
+            and uncertain rule. None: neither is set.
         splits: Figures of ``benchmarks/crc5_splits.py`` that belong to this model.
     """
     trained = recipe.chosen(fields)
     held = [f for f in fields if f.source in recipe.sources and f.fold not in recipe.folds]
     check_leak(trained, held)
-    temperature = 1.0 if siblings is None else round(best_temperature(siblings), 3)
+    temperature, uncertain = 1.0, {"below": LEAST_SURE}
+    if siblings is not None:
+        temperature = round(best_temperature(siblings), 3)
+        uncertain = uncertain_below(siblings, temperature, reject=0.0)
     return {
         "split": f"folds {_list({f.fold for f in held})}, trained on {_list(set(recipe.folds))}",
         "temperature": temperature,
-        "uncertain": {"below": LEAST_SURE},
+        "uncertain": uncertain,
         "trained": {name: _count([f for f in trained if f.label == name]) for name in (*CLASSES, POLYP)},
         "graded_cases": {g: _count([f for f in trained if f.finding == _FINDING.get(g)])["cases"] for g in GRADES},
         "splits": splits,
