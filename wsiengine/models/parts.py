@@ -296,8 +296,12 @@ def read_dense(entry: Fields) -> Dense:
 def _against_tiles(entry: Fields | None) -> AgainstTiles | None:
     if entry is None:
         return None
-    parts = [entry.number(name, low=0, high=1) for name in ("agreement", "right_dense", "right_tiles")]
-    found = AgainstTiles(*parts, tiles=entry.integer("tiles", at_least=1))
+    found = AgainstTiles(
+        agreement=entry.number("agreement", low=0, high=1),
+        right_dense=entry.number("right_dense", low=0, high=1),
+        right_tiles=entry.number("right_tiles", low=0, high=1),
+        tiles=entry.integer("tiles", at_least=1),
+    )
     entry.finish()
     return found
 
