@@ -23,7 +23,9 @@ from wsiengine.inference import infer
 from wsiengine.job import BlockScores
 from wsiengine.journal import Recovered
 from wsiengine.models.card import Card, load_card
+from wsiengine.models.contract import check_maps
 from wsiengine.models.integrity import file_sha256
+from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.planning import Plan
 from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
@@ -240,3 +242,16 @@ def test_cells_without_a_number_end_the_run_or_are_left_out(
     ran = ~np.isnan(scores[0][..., 0])
     np.testing.assert_array_equal(np.argwhere(~ran), [[24, 36], [24, 37], [25, 36], [25, 37]])
     np.testing.assert_array_equal(scores[0][ran], scores[1][ran])
+
+
+def test_a_gate_that_is_no_fraction_is_refused_in_a_map_too() -> None:
+    card = load_model("crc5")
+    maps = np.zeros((2, 3, card.score_channels), np.float32)
+    maps[0, 1, -1], maps[1, 2, -1] = 1 + 1e-5, -1e-5  # rounding is clipped
+    check_maps(maps, card)
+    assert (maps[0, 1, -1], maps[1, 2, -1]) == (1, 0)
+    maps[1, 0, -1] = 1.7
+    with pytest.raises(ScoreError, match=r"the gate 1.7 for the cell at y 32, x 0 px .*needed 0 to 1"):
+        check_maps(maps, card)
+    check_maps(maps, card, tolerant=True)
+    assert np.isnan(maps).all(axis=-1).tolist() == [[False, False, False], [True, False, False]]

@@ -271,7 +271,8 @@ def _leave(code: int) -> NoReturn:
     """End at once: all is on the disk and told, and taking the libraries down would keep the command waiting."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody listens, or it is closed
-            stream.flush()
+            if stream is not None:  # where the command was started without it
+                stream.flush()
     os._exit(code)
 
 

@@ -206,3 +206,11 @@ def test_nobody_listens_any_more(slide: Path, tmp_path: Path, names: str) -> Non
     )
     assert done.returncode == 1
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("streams", ["sys.stdout = None", "sys.stdout.close()", ""])
+def test_a_child_ends_with_its_code_whatever_its_output_is(streams: str) -> None:
+    code = f"import sys; from wsiengine.isolation import _leave; print('told'); {streams}\n_leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert streams == "sys.stdout = None" or done.stdout == "told\n"

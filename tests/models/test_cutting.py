@@ -1,5 +1,6 @@
 """Networks cut into parts that run piece by piece: the same maps as in one piece, and no cut where there is none."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from wsiengine.errors import ModelError
+from wsiengine.errors import IntegrityError, ModelError
 from wsiengine.models import cutting, ort
 from wsiengine.models.cutting import Map, Part, cut
 from wsiengine.models.onnx_graph import Graph, read_graph
@@ -210,7 +211,51 @@ def _with_chance(net: Net) -> list[str]:
     return [net.bottleneck(net.bottleneck(x, 4, 4, 1, MIDDLE_PADS), 4, 4, 1, MIDDLE_PADS)]
 
 
-@pytest.mark.parametrize("make", [_with_chance, _residual, _skipping, _looking_at_all, _unpadded, _padded_by_name])
+def _gate_from_the_image(net: Net) -> list[str]:
+    """A wanted map that goes round all cuts."""
+    gate = net.conv(net.add("AveragePool", [net.image], kernel_shape=[2, 2], strides=[2, 2]), (1, 3, 1, 1))
+    x = net.conv(net.image, (4, 3, 3, 3), 2, pads=MIDDLE_PADS)
+    x = net.bottleneck(net.bottleneck(x, 4, 4, 1, MIDDLE_PADS), 4, 4, 1, MIDDLE_PADS)
+    return [net.conv(x, (24, 4, 1, 1)), net.add("Sigmoid", [gate])]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_map_that_nobody_wants_is_no_place_to_cut() -> None:
+    net, outputs = mobile(TF_PADS)
+    aside = net.conv(net.conv(net.image, (24, 3, 3, 3), 2, pads=TF_PADS), (2, 24, 1, 1))
+    net.conv(aside, (24, 2, 1, 1))
+    whole, pieces = net.both((184, 272), outputs) if net.parts(outputs) else ([], [])
+    for expected, found in zip(whole, pieces, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_weights_may_add_channels() -> None:
+    net, (_, single) = mobile(TF_PADS)
+    wide = net.add("Unsqueeze", [single, net.weight(np.array([1], np.int64))])
+    x = net.add("Mul", [wide, net.weight(net.rng.normal(size=(1, 4, 1, 1)).astype(np.float32))])
+    outputs = [net.conv(net.bottleneck(x, 4, 4, 1, MIDDLE_PADS), (24, 4, 1, 1))]
+    if net.parts(outputs):
+        whole, pieces = net.both((184, 272), outputs)
+        np.testing.assert_allclose(pieces[0], whole[0], rtol=1e-5, atol=1e-4 * np.abs(whole[0]).max())
+
+
+def test_a_file_that_was_replaced_does_not_run_in_pieces(tmp_path: Path) -> None:
+    shutil.copytree(load_model("crc5").folder, tmp_path / "crc5")
+    runtime = Runtime(load_model(str(tmp_path / "crc5")))
+    file = runtime.card.model_path
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError, match="changed"):
+        runtime.maps(np.zeros((448, 448, 3), np.uint8))
+    file.unlink()
+    with pytest.raises(IntegrityError, match="no longer be read"):
+        Runtime.maps(runtime, np.zeros((448, 448, 3), np.uint8))
+
+
+_WHOLE = [_gate_from_the_image, _with_chance, _residual, _skipping, _looking_at_all, _unpadded, _padded_by_name]
+
+
+@pytest.mark.parametrize("make", _WHOLE)
 def test_other_networks_stay_in_one_piece(make) -> None:  # type: ignore[no-untyped-def]
     net = Net()
     assert net.parts(make(net)) == []

@@ -9,6 +9,8 @@ from wsiengine.errors import CardError, ScoreError
 from wsiengine.models.card import Card
 
 _GATE_SLACK = 1e-3  # a fraction summed in float32 may leave [0, 1] by a few bits
+_OVERFLOW_HINT = "the ONNX file overflows on this input: try one exported as float32"
+_GATE_HINT = "the gate is the part of the tile that may be diagnosed: put a sigmoid or a mean into the ONNX file"
 _ONNX_TYPES = {
     "uint8": "tensor(uint8)",
     "uint16": "tensor(uint16)",
@@ -108,7 +110,7 @@ def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card, *, tole
         raise ScoreError(
             f"model {card.name} gave {what} for {_place(origins_px[tile])}"
             f" ({int(bad.sum())} of {len(scores)} tiles there); needed finite numbers.",
-            hint="the ONNX file overflows on this input: try one exported as float32",
+            hint=_OVERFLOW_HINT,
         )
     if card.gate is None:
         return
@@ -118,33 +120,45 @@ def check_scores(scores: np.ndarray, origins_px: np.ndarray, card: Card, *, tole
         tile = int(np.argmax(outside))
         raise ScoreError(
             f"model {card.name} gave the gate {gate[tile]:g} for {_place(origins_px[tile])}, needed 0 to 1.",
-            hint="the gate is the part of the tile that may be diagnosed: put a sigmoid or a mean into the ONNX file",
+            hint=_GATE_HINT,
         )
     np.clip(gate, 0, 1, out=gate)
 
 
 def check_maps(maps: np.ndarray, card: Card, *, tolerant: bool = False) -> None:
-    """Refuse NaN and infinity in the maps of a block.
+    """Refuse NaN, infinity and a gate that is no fraction in the maps of a block; clip the gate's rounding.
 
     Args:
-        maps: (rows, cols, card.score_channels) float32, one value per cell.
+        maps: (rows, cols, card.score_channels) float32, one value per cell; changed in place.
         tolerant: Such cells become NaN instead: not scored.
 
     Raises:
         ScoreError: Names the first such cell.
     """
     bad = ~np.isfinite(maps).all(axis=-1)
+    if card.gate is not None:
+        gate = maps[..., -1]
+        bad |= (gate < -_GATE_SLACK) | (gate > 1 + _GATE_SLACK)
     if tolerant:
         maps[bad] = np.nan
     elif bad.any():
         row, col = np.argwhere(bad)[0].tolist()
-        what = "NaN" if np.isnan(maps[row, col]).any() else "infinity"
+        what, needed, hint = _fault(maps[row, col])
         y, x = row * card.output_stride_px, col * card.output_stride_px
         raise ScoreError(
             f"model {card.name} gave {what} for the cell at y {y}, x {x} px of its block"
-            f" ({int(bad.sum())} of {bad.size} cells there); needed finite numbers.",
-            hint="the ONNX file overflows on this input: try one exported as float32",
+            f" ({int(bad.sum())} of {bad.size} cells there); needed {needed}.",
+            hint=hint,
         )
+    if card.gate is not None:
+        np.clip(gate, 0, 1, out=gate)
+
+
+def _fault(cell: np.ndarray) -> tuple[str, str, str]:
+    """What is wrong with a cell, what was needed, what to try."""
+    if np.isfinite(cell).all():
+        return f"the gate {cell[-1]:g}", "0 to 1", _GATE_HINT
+    return "NaN" if np.isnan(cell).any() else "infinity", "finite numbers", _OVERFLOW_HINT
 
 
 def _drop_bad(scores: np.ndarray, card: Card) -> None:

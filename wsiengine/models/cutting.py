@@ -86,6 +86,18 @@ def cut(graph: Graph, image: Map, outputs: Sequence[str]) -> list[Part]:
     maps = follow(graph, {source: image}, graph.nodes)
     if any(name not in maps for name in outputs):
         return []
+    try:
+        return _cut(graph, maps, outputs)
+    except _GoesAnotherWay:
+        return []
+
+
+class _GoesAnotherWay(Exception):
+    """A map that a part should give does not come from what the part is given."""
+
+
+def _cut(graph: Graph, maps: Mapping[str, Map], outputs: Sequence[str]) -> list[Part]:
+    (source,) = graph.inputs
     chain = _chain(graph, maps, _narrow(graph, maps, source, outputs))
     if len(chain) == 1:
         return []
@@ -124,7 +136,7 @@ def follow(graph: Graph, sources: Mapping[str, Map], nodes: Iterable[Node]) -> d
         images = [found[name] for name in read if name in found]
         if images and len(images) + sum(name in weights for name in read) == len(read):
             after = _after(node, images, weights)
-            found.update(dict.fromkeys(node.outputs, after) if after else {})
+            found |= {node.outputs[0]: after} if after else {}  # what else a node gives (places of maxima) is no map
     return found
 
 
@@ -236,6 +248,8 @@ def _first_narrow(graph: Graph, maps: Mapping[str, Map], source: str, name: str)
 def _part(graph: Graph, maps: Mapping[str, Map], inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Part:
     sources = {name: replace(maps[name], before_px=0, after_px=0) for name in inputs}
     within = follow(graph, sources, graph.needed(outputs, inputs))
+    if any(name not in within for name in outputs):
+        raise _GoesAnotherWay
     stride = math.lcm(*(within[name].stride_px for name in (*outputs, *inputs)))
     before, after = (
         -(-max(getattr(within[name], reach) for name in outputs) // stride) * stride

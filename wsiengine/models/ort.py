@@ -1,11 +1,12 @@
 """ONNX Runtime's sessions: how it is imported, and what runs a model on which device; its only importer."""
 
 import os
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from wsiengine.errors import CardError, DependencyError, ProviderError
+from wsiengine.errors import CardError, DependencyError, IntegrityError, ProviderError
 from wsiengine.models.card import Card
 from wsiengine.models.cutting import Map, cut
 from wsiengine.models.integrity import check_onnx
@@ -150,14 +151,24 @@ def open_other(card: Card, file: str, first: Any) -> Any:
 
 
 def open_pieces(card: Card, outputs: list[str]) -> Pieces | None:
-    """The network of ``card`` in parts that run over large images piece by piece, on the CPU; None where none fit."""
-    graph = read_graph(memoryview(card.model_path.read_bytes()))
+    """The network of ``card`` in parts that run over large images piece by piece, on the CPU; None where none fit.
+
+    Raises:
+        IntegrityError: The file is no longer the one of the card.
+    """
+    try:
+        encoded = card.model_path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{card.model_path.name} can no longer be read: {error.strerror}") from error
+    if sha256(encoded).hexdigest() != card.sha256:
+        raise IntegrityError(f"{card.model_path.name} was changed while it was in use.", hint="start again.")
+    graph = read_graph(memoryview(encoded))
     image = Map(1, card.input.channels, 2 if card.input.layout == "NCHW" else 1)
     parts = cut(graph, image, outputs)
     if not parts:
         return None
     ort = import_onnxruntime()
-    return Pieces(graph, parts, image, lambda encoded: _session(ort, card, [CPU], encoded))
+    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part))
 
 
 def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = None) -> Any:

@@ -40,8 +40,10 @@ class Pieces:
         self._sessions = []
         for part in parts:
             session = open_session(graph.part({name: known[name] for name in part.inputs}, part.outputs))
-            kinds = {output.name: _TYPES[output.type] for output in session.get_outputs()}
-            known |= {name: (kinds[name], part.maps[name].channels) for name in part.outputs}
+            known |= {
+                given.name: (_TYPES[given.type], _channels(given.shape, part.maps[given.name]))
+                for given in session.get_outputs()
+            }
             self._sessions.append(session)
         self._memory = _Memory()
 
@@ -81,6 +83,11 @@ class Pieces:
             for name in borrowed.keys() - later:
                 self._memory.give(borrowed.pop(name))
         return [arrays[name] for name in outputs]
+
+
+def _channels(shape: Sequence[Any], lies: Map) -> int:
+    """Of a map that a part gives: what its session knows, or what was followed (weights may have added some)."""
+    return shape[1] if lies.y_axis == 2 and len(shape) > 1 and isinstance(shape[1], int) else lies.channels
 
 
 class _Memory(threading.local):
