@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 import wsiengine
 from tests.fakes import ArraySlide, position_pixels
@@ -137,8 +138,11 @@ def test_each_file_tile_is_read_once_but_for_the_halo(slide: Path, card: Card, m
     read: Counter[int] = Counter()
     original = LocalSource.read
 
+    with tifffile.TiffFile(slide) as tiff:
+        places = set(tiff.pages.first.dataoffsets)  # what else is read are the tables that name them
+
     def count(self: LocalSource, offset: int, length: int) -> bytes:
-        read[offset] += 1
+        read[offset] += offset in places
         return original(self, offset, length)
 
     monkeypatch.setattr(LocalSource, "read", count)
@@ -147,7 +151,7 @@ def test_each_file_tile_is_read_once_but_for_the_halo(slide: Path, card: Card, m
         plan = wsiengine.plan(slide, str(card.folder), tissue="none", block_tiles=block_tiles)
         read.clear()
         plan.to_dask().compute(scheduler="sync")
-        assert len(read) == tiles
+        assert len(+read) == tiles
         assert max(read.values()) <= most
 
 
