@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from wsiengine.planning import Plan
 
 _AHEAD = 2  # blocks in flight per worker thread of a cluster
+_MOST_LOSSES = 10  # times that a cluster may lose the job with a worker; it is handed out again
 
 
 def score_tasks(job: Job, blocks: Iterable[Block], name: str) -> dict[Any, Any]:
@@ -84,23 +85,42 @@ def _run_on_cluster(
     client: "Client",
 ) -> None:
     from distributed import as_completed
+    from distributed.client import FutureCancelledError
 
     ahead = _AHEAD * max(1, sum(client.nthreads().values()))
     [shared] = client.scatter([job], broadcast=True, hash=False)
     waiting = iter(blocks)
-    running = as_completed(
-        [client.submit(score_block, shared, block, pure=False) for block in itertools.islice(waiting, ahead)]
-    )
+    running = as_completed()
+    under_way: dict[Any, tuple[Block, Any]] = {}
+
+    def submit(block: Block) -> None:
+        future = client.submit(score_block, shared, block, pure=False)
+        under_way[future] = (block, shared)
+        running.add(future)
+
+    for block in itertools.islice(waiting, ahead):
+        submit(block)
+    losses = 0
     try:
         for future in running:
-            result = future.result()
+            block, given = under_way.pop(future)
+            try:
+                result = future.result()
+            except FutureCancelledError:  # the scheduler keeps few copies of the job, and its worker was the last
+                losses += given is shared
+                if losses > _MOST_LOSSES or client.status != "running":
+                    raise
+                if given is shared:
+                    [shared] = client.scatter([job], broadcast=True, hash=False)
+                submit(block)
+                continue
             spent(result.seconds)
             done(result)
             future.release()
             for block in itertools.islice(waiting, 1):
-                running.add(client.submit(score_block, shared, block, pure=False))
+                submit(block)
     finally:
-        client.cancel([future for future in list(running.futures) if not future.done()])
+        client.cancel([future for future in under_way if not future.done()])
 
 
 def map_array(plan: "Plan") -> "da.Array":

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,7 +142,19 @@ def test_a_slide_that_changes_while_it_is_read(slide: Path, tmp_path: Path) -> N
     run(growing, tmp_path / "out")
 
 
-def test_a_worker_that_is_killed_costs_its_blocks_only(slide: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:
+def _drop_other_copies(kept: str, dask_scheduler: Any = None) -> None:
+    """Have every worker but ``kept`` forget the job."""
+    jobs = [key for key in dask_scheduler.tasks if str(key).startswith("Job-")]
+    for address in dask_scheduler.workers:
+        if address != kept:
+            dask_scheduler.request_remove_replicas(address, jobs, stimulus_id="test")
+
+
+@pytest.mark.parametrize("last_copy", [False, True])
+def test_a_worker_that_is_killed_costs_its_blocks_only(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path, last_copy: bool
+) -> None:
+    """``last_copy``: the job lay on that worker alone, as the scheduler drops copies that it thinks needless."""
     distributed = pytest.importorskip("distributed")
     killed = []
     with (
@@ -155,6 +168,9 @@ def test_a_worker_that_is_killed_costs_its_blocks_only(slide: Path, wanted: dict
         def listener(event: Event) -> None:
             if event.kind == "progress" and event.data["done"] > 20 and not killed:
                 killed.append(victims[0])
+                if last_copy:
+                    client.run_on_scheduler(_drop_other_copies, next(iter(client.run(os.getpid))))
+                    time.sleep(0.3)
                 os.kill(victims[0], signal.SIGKILL)
 
         run(slide, tmp_path / "out", client=client, listener=listener)
