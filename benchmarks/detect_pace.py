@@ -14,15 +14,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.engine import in_turns
 
 _RECORDED_TILES = 60  # spread over the slide; their crops are the floor's, taken in turns
 _PAIRED_TILES = 36
@@ -115,36 +115,16 @@ def floor(slide: str, model: str, threads: int, counts: tuple[int, int]) -> dict
     asked = recorded(slide, model)
     firsts = [[one.first] for one in asked]
     crops = [calls for one in asked for calls in one.crops]
-    _in_turns([*firsts[:2], *crops[:2]], 4, threads)  # warm
+    in_turns([*firsts[:2], *crops[:2]], 4, threads)  # warm
     cpu = time.process_time()
-    first_s = _in_turns(firsts, counts[0], threads)
-    crops_s = _in_turns(crops, counts[1], threads) if counts[1] else 0.0
+    first_s, _ = in_turns(firsts, counts[0], threads)
+    crops_s, _ = in_turns(crops, counts[1], threads) if counts[1] else (0.0, 0.0)
     return {
         "wall_s": first_s + crops_s,
         "cpu_s": time.process_time() - cpu,
         "tile_ms": round(1e3 * first_s / counts[0], 2),
         "crop_ms": round(1e3 * crops_s / counts[1], 3) if counts[1] else None,
     }
-
-
-def _in_turns(items: Sequence[Sequence[Call]], count: int, threads: int) -> float:
-    """Make the calls of ``count`` items, from the first again after the last → seconds."""
-    turns, lock = iter(range(count)), threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                turn = next(turns, None)
-            if turn is None:
-                return
-            for call in items[turn % len(items)]:
-                call()
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work) for _ in range(threads)]:
-            done.result()
-    return time.perf_counter() - started
 
 
 def recorded(slide: str, model: str) -> list[Asked]:
