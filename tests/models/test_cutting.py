@@ -219,25 +219,41 @@ def _gate_from_the_image(net: Net) -> list[str]:
     return [net.conv(x, (24, 4, 1, 1)), net.add("Sigmoid", [gate])]
 
 
-@pytest.mark.usefixtures("small_pieces")
+def _trunk(net: Net) -> str:
+    """A start that narrows to 8 channels, and three steps."""
+    x = net.add("Relu", [net.conv(net.image, (32, 3, 3, 3), 2, pads=MIDDLE_PADS)])
+    x = net.conv(x, (8, 32, 1, 1))
+    for _ in range(3):
+        x = net.bottleneck(x, 8, 8, 1, MIDDLE_PADS)
+    return x
+
+
 def test_a_map_that_nobody_wants_is_no_place_to_cut() -> None:
-    net, outputs = mobile(TF_PADS)
-    aside = net.conv(net.conv(net.image, (24, 3, 3, 3), 2, pads=TF_PADS), (2, 24, 1, 1))
-    net.conv(aside, (24, 2, 1, 1))
-    whole, pieces = net.both((184, 272), outputs) if net.parts(outputs) else ([], [])
-    for expected, found in zip(whole, pieces, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4 * np.abs(expected).max())
+    net = Net()
+    scores = net.conv(_trunk(net), (48, 8, 1, 1))
+    aside = net.conv(net.conv(net.image, (32, 3, 3, 3), 2, pads=MIDDLE_PADS), (4, 32, 1, 1))
+    net.conv(net.conv(aside, (32, 4, 1, 1)), (1, 32, 1, 1))
+    assert net.parts([scores]) == []
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_weights_may_add_channels() -> None:
-    net, (_, single) = mobile(TF_PADS)
-    wide = net.add("Unsqueeze", [single, net.weight(np.array([1], np.int64))])
-    x = net.add("Mul", [wide, net.weight(net.rng.normal(size=(1, 4, 1, 1)).astype(np.float32))])
-    outputs = [net.conv(net.bottleneck(x, 4, 4, 1, MIDDLE_PADS), (24, 4, 1, 1))]
-    if net.parts(outputs):
-        whole, pieces = net.both((184, 272), outputs)
-        np.testing.assert_allclose(pieces[0], whole[0], rtol=1e-5, atol=1e-4 * np.abs(whole[0]).max())
+    net = Net()
+    single = net.add("Sigmoid", [net.conv(_trunk(net), (1, 8, 1, 1))])
+    x = net.add("Mul", [single, net.weight(net.rng.normal(size=(1, 8, 1, 1)).astype(np.float32))])
+    outputs = [net.conv(net.conv(x, (64, 8, 1, 1)), (48, 64, 1, 1))]
+    assert x in [name for part in net.parts(outputs) for name in part.inputs]  # it is cut right there
+    [whole], [pieces] = net.both((184, 272), outputs)
+    np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-4 * np.abs(whole).max())
+
+
+def test_places_of_maxima_are_no_map() -> None:
+    """They count from the corner of what the pooling saw."""
+    net = Net("NCHW")
+    net.nodes.append(helper.make_node("MaxPool", ["tiles"], ["most", "where"], kernel_shape=[2, 2], strides=[2, 2]))
+    _, graph = net.graph(["most", "where"])
+    maps = cutting.follow(graph, {"tiles": net.lies}, graph.nodes)
+    assert "most" in maps
+    assert "where" not in maps
 
 
 def test_a_file_that_was_replaced_does_not_run_in_pieces(tmp_path: Path) -> None:
