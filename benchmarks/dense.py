@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -43,9 +44,10 @@ def run(plan: Plan) -> tuple[np.ndarray, float, float]:
     """Scores of all wanted tiles (NaN elsewhere), seconds, and seconds of CPU time."""
     gathered, lock = plan.task.gather(plan, Recovered({}, {}, ())), threading.Lock()
 
-    def done(block: BlockScores) -> None:
+    def done(blocks: Sequence[BlockScores]) -> None:
         with lock:
-            gathered.add(block)
+            for block in blocks:
+                gathered.add(block)
 
     assert plan.job
     started, cpu = time.perf_counter(), time.process_time()

@@ -1,12 +1,15 @@
 """What a GPU gets done in a whole run, beside a bare session loop on batches that already lie on it.
 
-    python benchmarks/gpu.py                      # every network, first CUDA device, a slide of 1 Gpx
+    python benchmarks/gpu.py --slide slide.svs    # every network in fp16, first CUDA device
+    python benchmarks/gpu.py --slide field.svs --copies 12 --normalise macenko+clahe --models resnet50
     python benchmarks/gpu.py --device tensorrt --models resnet50 --batch-size 128
     python benchmarks/gpu.py --device cpu --quick # the same code without a GPU: a smoke test
 
 Networks have known shapes and random weights (benchmarks/networks.py). Each line: tiles/s of the whole run, of its
-blocks alone, of the bare loop; their ratio; how much of the blocks' time the device was at work; rows of batches that
-tiles filled; the driver's own figure of use, read every 0.2 s where ``nvidia-smi`` is there. Stage times follow.
+blocks alone, of the bare loop; blocks / bare; how much of the blocks' time the device was at work; rows of batches that
+tiles filled; the driver's own figure of use, read every 0.2 s where ``nvidia-smi`` is there. Stage times follow, in
+seconds of all threads. ``--copies 12`` shows a tiled JPEG slide 12 × 12 times: a fast device needs many tiles. Without
+``--slide`` a slide is made of real labelled fields (WSIENGINE_DATA), or drawn.
 """
 
 import argparse
@@ -21,19 +24,22 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from benchmarks.networks import NAMES, make  # noqa: E402
+from tests.sparse_slides import Sparse, write_repeated, write_sparse  # noqa: E402
 
 
 class DeviceWatch:
     """Use of the GPUs in per cent, as ``nvidia-smi`` tells it; nothing where that is missing."""
 
     def __init__(self) -> None:
-        self.use: list[float] = []
+        self._read_at: list[tuple[float, float]] = []
+        self._blocks_at: list[float] = []
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "DeviceWatch":
@@ -47,7 +53,18 @@ class DeviceWatch:
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self.use.append(float(line))
+            self._read_at.append((time.perf_counter(), float(line)))
+
+    def heard(self, event: Any) -> None:
+        """A listener to the run: its progress says when blocks run."""
+        if event.kind == "progress":
+            self._blocks_at.append(time.perf_counter())
+
+    @property
+    def use(self) -> list[float]:
+        """Readings between the first block and the last."""
+        first, last = self._blocks_at[0], self._blocks_at[-1]
+        return [use for at, use in self._read_at if first <= at <= last]
 
     def __exit__(self, *exc: object) -> None:
         if self._process is not None:
@@ -56,7 +73,7 @@ class DeviceWatch:
 
 
 def bare(model: Path, device: str, batch_size: int, seconds: float) -> float:
-    """Tiles/s of one session on a batch that stays on its device."""
+    """Tiles/s of one session on a batch that stays on its device: the better of one call at a time, and of two."""
     import numpy as np
     import onnxruntime
 
@@ -67,30 +84,46 @@ def bare(model: Path, device: str, batch_size: int, seconds: float) -> float:
     index = device.partition(":")[2]
     place = ("cpu", 0) if runtime.provider.startswith("CPU") else ("cuda", int(index.split(",")[0] or 0))
     pixels = np.random.default_rng(0).integers(0, 256, runtime._batch().shape, np.uint8)
-    binding = runtime._session.io_binding()
-    binding.bind_ortvalue_input(runtime._input, onnxruntime.OrtValue.ortvalue_from_numpy(pixels, *place))
-    for name in runtime._outputs:
-        binding.bind_output(name, *place)
-    for _ in range(3):
-        runtime._session.run_with_iobinding(binding)
-    batches, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        runtime._session.run_with_iobinding(binding)
-        batches += 1
-    return batches * len(pixels) / (time.perf_counter() - started)
+
+    def loop(seconds: float) -> float:
+        binding = runtime._session.io_binding()
+        binding.bind_ortvalue_input(runtime._input, onnxruntime.OrtValue.ortvalue_from_numpy(pixels, *place))
+        for name in runtime._outputs:
+            binding.bind_output(name, *place)
+        for _ in range(3):
+            runtime._session.run_with_iobinding(binding)
+        batches, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            runtime._session.run_with_iobinding(binding)
+            batches += 1
+        return batches * len(pixels) / (time.perf_counter() - started)
+
+    rates = []
+    for calls in (1, 2):
+        with ThreadPoolExecutor(calls) as pool:
+            rates.append(sum(pool.map(loop, [seconds] * calls)))
+    print(f"  bare: one call at a time {rates[0]:,.0f}, two {rates[1]:,.0f} tiles/s", flush=True)
+    return max(rates)
 
 
-def whole(slide: Path, model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One run, results thrown away; the second of two, so that engines and caches are there."""
+def whole(slides: dict[str, Path], model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One run over the ``measured`` slide, after the ``warm`` one, so that engines and caches are there."""
     from wsiengine import infer
 
     how = {"device": options.device, "batch_size": options.batch_size, "threads": options.threads, "overlap": 0.0}
+    how |= {"profile": options.timeline is not None, "readers": options.readers}
     with tempfile.TemporaryDirectory() as folder:
-        for attempt in ("warm", "measured"):
+        for attempt, slide in slides.items():
+            before = time.process_time()
             with DeviceWatch() as watch:
-                result = infer(slide, str(model), Path(folder) / attempt, normalise=options.normalise, **how)
+                where = Path(folder) / attempt
+                result = infer(slide, str(model), where, normalise=options.normalise, listener=watch.heard, **how)
+            after = time.process_time()
         run = result.run
-    return {"tiles": run["summary"]["tiles"], "use": watch.use, "provider": run["host"]["runtime"], **run["timing"]}
+        if options.timeline:
+            shutil.copy(Path(folder) / "measured" / "profile.png", options.timeline / f"{model.name}.png")
+    facts = {"cpu_s": after - before, "use": watch.use, "provider": run["host"]["runtime"]}
+    return {"tiles": run["summary"]["tiles"], "block_tiles": run["host"]["block_tiles"], **facts, **run["timing"]}
 
 
 def tell(name: str, run: dict[str, Any], floor: float) -> None:
@@ -103,6 +136,11 @@ def tell(name: str, run: dict[str, Any], floor: float) -> None:
         f"ratio {rate / floor:.2f}  at work {min(1.0, batches['busy_s'] / blocks_s):.0%}  "
         f"rows filled {run['tiles'] / batches['rows']:.0%}  use {used}"
     )
+    tile_ms = 1e3 * run["cpu_s"] / run["tiles"]
+    readers = f"{run['workers']} threads"
+    print(
+        " " * 13 + f"{run['tiles']:,} tiles in blocks of {run['block_tiles']}², {readers}, {tile_ms:.2f} ms of CPU each"
+    )
     print(" " * 13 + " · ".join(f"{stage} {spent:.2f} s" for stage, spent in run["stages_s"].items()), flush=True)
 
 
@@ -113,25 +151,35 @@ def main() -> None:
     )
     parser.add_argument("--models", default=",".join(NAMES), help="some of: " + ", ".join(NAMES))
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=0, help="worker threads (default: what a run takes)")
+    parser.add_argument("--readers", type=int, help="processes that read (default: one per core where a GPU runs)")
     parser.add_argument("--normalise", help="a recipe: macenko, macenko+clahe")
     parser.add_argument("--gpx", type=float, default=1.0, help="size of the slide, in 10⁹ pixels")
     parser.add_argument("--slide", type=Path, help="measure on this slide")
+    parser.add_argument("--copies", type=int, default=1, help="show the slide this many times, each way")
+    parser.add_argument("--precision", choices=["fp16", "fp32"], help="of the networks (default fp16; fp32 on a CPU)")
+    parser.add_argument("--timeline", type=Path, help="keep each run's picture of its timeline in this folder")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long the bare loop runs")
     parser.add_argument("--quick", action="store_true", help="a small slide and short loops")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     options = parser.parse_args()
     options.device = options.device or ("auto" if options.quick else "cuda")
+    half = (options.precision or ("fp32" if options.device in ("cpu", "auto") else "fp16")) == "fp16"
     if options.quick:
         options.gpx, options.seconds, options.batch_size = min(options.gpx, 0.02), 0.5, min(options.batch_size, 4)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         slide = options.slide or draw(Path(folder) / "slide.tiff", options.gpx)
-        print(f"{platform.machine()} · {options.threads} threads · batches of {options.batch_size}")
+        slides = {"warm": slide, "measured": slide}
+        if options.copies > 1:
+            slides["measured"] = write_repeated(Path(folder) / "copies.tiff", slide, options.copies)
+        kind = "fp16" if half else "fp32"
+        cores = len(os.sched_getaffinity(0))
+        print(f"{platform.machine()} · {cores} cores · {kind} · batches of {options.batch_size}")
         for name in options.models.split(","):
-            model = make(name, Path(folder) / name)
+            model = make(name, Path(folder) / name, half=half)
             floor = bare(model, options.device, options.batch_size, options.seconds)
-            run = whole(slide, model, options)
+            run = whole(slides, model, options)
             rows[name] = run | {"bare_tiles_per_s": floor}
             if name == options.models.split(",")[0]:
                 print(run["provider"])
@@ -141,10 +189,14 @@ def main() -> None:
 
 
 def draw(path: Path, gpx: float) -> Path:
-    """A slide that is nearly all tissue."""
-    from tests.sparse_slides import Sparse, write_sparse
+    """A slide that is nearly all tissue: of real fields where there are any."""
+    from tests.mosaics import MosaicPlan, mosaic_slide
     from wsiengine.geometry import Size
 
+    data = os.environ.get("WSIENGINE_DATA")
+    if data and gpx >= 0.1:
+        mosaic_slide(path.with_suffix(".field"), Size(8_660, 11_547), MosaicPlan("ebhi", 0.25, 0, 600.0), Path(data))
+        return write_repeated(path, path.with_suffix(".field"), max(1, round(math.sqrt(gpx / 0.067))))
     height = math.isqrt(round(gpx * 1e9 * 3 / 4))
     return write_sparse(path, Sparse(Size(height, round(gpx * 1e9 / height)), share=0.7))
 

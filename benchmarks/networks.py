@@ -18,9 +18,10 @@ _CLASSES = 5
 
 
 class Net:
-    """A graph, node by node."""
+    """A graph, node by node; ``half``: its numbers are fp16 between the pixels and the outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, half: bool = False) -> None:
+        self.number = np.dtype(np.float16 if half else np.float32)
         self._random = np.random.default_rng(0)
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
@@ -35,31 +36,34 @@ class Net:
         self._weights.append(numpy_helper.from_array(np.asarray(values), name))
         return name
 
-    def conv(
-        self, x: str, shape: tuple[int, int, int], stride: int = 1, *, group: int = 1, name: str | None = None
-    ) -> str:
+    def conv(self, x: str, shape: tuple[int, int, int], stride: int = 1, *, group: int = 1) -> str:
         """``shape``: channels in and out, side."""
         ins, outs, side = shape
         fan_in = ins // group * side * side
-        weight = self._random.normal(0, math.sqrt(2 / fan_in), (outs, ins // group, side, side)).astype(np.float32)
-        bias = np.zeros(outs, np.float32)
+        weight = self._random.normal(0, math.sqrt(2 / fan_in), (outs, ins // group, side, side)).astype(self.number)
+        bias = np.zeros(outs, self.number)
         how = {"kernel_shape": [side] * 2, "strides": [stride] * 2, "pads": [side // 2] * 4, "group": group}
-        return self.add("Conv", [x, self.constant(weight), self.constant(bias)], name=name, **how)
+        return self.add("Conv", [x, self.constant(weight), self.constant(bias)], **how)
 
     def relu(self, x: str) -> str:
         return self.add("Relu", [x])
 
     def pixels(self) -> str:
-        """(N, 3, rows, cols) float32, normalised."""
-        planes = self.add("Transpose", [self.add("Cast", ["tiles"], to=TensorProto.FLOAT)], perm=[0, 3, 1, 2])
-        mean = np.array([123.7, 116.3, 103.5], np.float32).reshape(1, 3, 1, 1)
-        deviation = np.array([58.4, 57.1, 57.4], np.float32).reshape(1, 3, 1, 1)
+        """(N, 3, rows, cols), normalised."""
+        kind = helper.np_dtype_to_tensor_dtype(self.number)
+        planes = self.add("Transpose", [self.add("Cast", ["tiles"], to=kind)], perm=[0, 3, 1, 2])
+        mean = np.array([123.7, 116.3, 103.5], self.number).reshape(1, 3, 1, 1)
+        deviation = np.array([58.4, 57.1, 57.4], self.number).reshape(1, 3, 1, 1)
         return self.add("Div", [self.add("Sub", [planes, self.constant(mean)]), self.constant(deviation)])
 
     def head(self, x: str, wide: int) -> None:
         """Class-activation map and its mean: outputs ``cam`` and ``logits``."""
-        cam = self.conv(x, (wide, _CLASSES, 1), name="cam")
-        self.add("Flatten", [self.add("GlobalAveragePool", [cam])], name="logits")
+        cam = self.conv(x, (wide, _CLASSES, 1))
+        self.output(cam, "cam")
+        self.output(self.add("Flatten", [self.add("GlobalAveragePool", [cam])]), "logits")
+
+    def output(self, x: str, name: str) -> None:
+        self.add("Cast", [x], name=name, to=TensorProto.FLOAT)
 
     def save(self, path: Path, outputs: dict[str, list[Any]]) -> None:
         tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["n", "h", "w", 3])
@@ -98,7 +102,7 @@ def _mobilenet(net: Net) -> None:
     def clip(x: str) -> str:
         return net.add("Clip", [x, low, high])
 
-    low, high = net.constant(np.float32(0)), net.constant(np.float32(6))
+    low, high = net.constant(net.number.type(0)), net.constant(net.number.type(6))
     x, ins = clip(net.conv(net.pixels(), (3, 32, 3), 2)), 32
     for times, outs, count, stride in (
         (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
@@ -123,7 +127,7 @@ def _unet(net: Net) -> None:
         x = net.add("Resize", [x, "", sizes], mode="nearest")
         x = net.relu(net.conv(net.add("Concat", [x, skip], axis=1), (ins + outs, outs, 3)))
         ins = outs
-    net.conv(x, (ins, 2, 1), name="map")
+    net.output(net.conv(x, (ins, 2, 1)), "map")
 
 
 _CLASSIFIERS: dict[str, Callable[[Net], None]] = {
@@ -134,12 +138,12 @@ _CLASSIFIERS: dict[str, Callable[[Net], None]] = {
 NAMES = (*_CLASSIFIERS, "unet")
 
 
-def make(name: str, folder: Path, *, mpp: float = 0.5) -> Path:
-    """Write a network and its card into ``folder``, for tiles of 224 px (U-Net: 256)."""
+def make(name: str, folder: Path, *, mpp: float = 0.5, half: bool = False) -> Path:
+    """Write a network and its card into ``folder``, for tiles of 224 px (U-Net: 256); ``half``: in fp16."""
     from wsiengine.models.integrity import file_sha256
 
     folder.mkdir(parents=True, exist_ok=True)
-    net, file = Net(), folder / f"{name}.onnx"
+    net, file = Net(half), folder / f"{name}.onnx"
     if name == "unet":
         _unet(net)
         net.save(file, {"map": ["n", 2, "rows", "cols"]})

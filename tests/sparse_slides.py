@@ -9,10 +9,13 @@ import imagecodecs
 import numpy as np
 
 from wsiengine.geometry import Size
+from wsiengine.slides.sources import open_source
+from wsiengine.slides.tiff import parse_tiled
 
 TILE_PX = 256
 _LEVELS = (1, 4, 16)
-_TYPES = {"H": 3, "I": 4, "Q": 16}  # struct's letter → TIFF's type
+_FIRST_LINK = 8  # where a BigTIFF's header says where its first directory is
+_TYPES = {"B": 7, "H": 3, "I": 4, "Q": 16}  # struct's letter → TIFF's type
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def write_sparse(path: Path, what: Sparse) -> Path:
     """A BigTIFF of JPEG tiles, with levels; few tiles differ."""
     with path.open("wb") as file:
         file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
-        link = 8
+        link = _FIRST_LINK
         tissue = _tissue(what)
         for downsample in what.levels:
             link = _write_level(file, what, tissue, downsample, link)
@@ -57,22 +60,30 @@ def _write_level(file, what: Sparse, tissue: np.ndarray, downsample: int, link: 
         if key not in places:
             places[key] = (file.tell(), file.write(_jpeg(pieces, downsample)))
         offsets[index], counts[index] = places[key]
-    per_cm = round(1e4 / (what.mpp * downsample))
+    return _write_page(file, Size(height, width), what.mpp * downsample, (offsets.tolist(), counts.tolist()), link)
+
+
+def _write_page(  # type: ignore[no-untyped-def]
+    file, size: Size, mpp: float, places: tuple[Sequence[int], Sequence[int]], link: int, jpeg_tables: bytes = b""
+) -> int:
+    """The directory of a level whose tiles are there; the finest is the one that ``link`` follows the header with."""
+    per_cm = round(1e6 / mpp)
     tags: list[tuple[int, str, Sequence[int]]] = [
-        (254, "I", [int(downsample > 1)]),
-        (256, "I", [width]),
-        (257, "I", [height]),
+        (254, "I", [int(link > _FIRST_LINK)]),
+        (256, "I", [size.width]),
+        (257, "I", [size.height]),
         (258, "H", [8, 8, 8]),
         (259, "H", [7]),
         (262, "H", [6]),
         (277, "H", [3]),
-        (282, "R", [per_cm, 1]),
-        (283, "R", [per_cm, 1]),
+        (282, "R", [per_cm, 100]),
+        (283, "R", [per_cm, 100]),
         (296, "H", [3]),
         (322, "I", [TILE_PX]),
         (323, "I", [TILE_PX]),
-        (324, "Q", offsets.tolist()),
-        (325, "I", counts.tolist()),
+        (324, "Q", places[0]),
+        (325, "I", places[1]),
+        *([(347, "B", list(jpeg_tables))] if jpeg_tables else []),
         (530, "H", [2, 2]),
     ]
     return _write_directory(file, tags, link)
@@ -112,3 +123,27 @@ def _jpeg(tissue: np.ndarray, downsample: int) -> bytes:
     noisy = colours + random.normal(0, 1, colours.shape) * np.where(stained[..., None], 4, 0.6)
     pixels = np.clip(noisy, 0, 255).astype(np.uint8)
     return imagecodecs.jpeg8_encode(pixels, level=85, colorspace="RGB", outcolorspace="YCBCR", subsampling="420")
+
+
+def write_repeated(path: Path, source: Path, times: int) -> Path:
+    """``times`` × ``times`` copies of another slide, whose bytes are in the file once: any number of real pixels.
+
+    ``source`` is a plain TIFF of JPEG tiles with µm/px. A copy is cut to whole tiles of the coarsest level.
+    """
+    with open_source(str(source)) as packed, path.open("wb") as file:
+        tiff = parse_tiled(packed)
+        if tiff is None or tiff.info.stated_mpp is None or tiff.levels[0].codec != "jpeg":
+            raise ValueError(f"{source.name} is no plain TIFF of JPEG tiles with µm/px")
+        last, mpp, link = tiff.levels[-1], tiff.info.stated_mpp.x, _FIRST_LINK
+        copy = Size(*(n // side for n, side in zip(last.size.shape, last.tile.shape, strict=True)))
+        file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
+        for table in tiff.levels:
+            finer = round(table.size.width / last.size.width)  # tiles of this level in one of the coarsest, each way
+            rows, cols = range(copy.height * finer), range(copy.width * finer)
+            places = [[(file.tell(), file.write(packed.read(*at))) for at in table.places(row, cols)] for row in rows]
+            tiled = np.tile(np.array(places, np.int64), (times, times, 1))
+            size = Size(len(rows) * times * table.tile.height, len(cols) * times * table.tile.width)
+            level_mpp = mpp * tiff.levels[0].size.width / table.size.width
+            named = (tiled[..., 0].ravel().tolist(), tiled[..., 1].ravel().tolist())
+            link = _write_page(file, size, level_mpp, named, link, table.jpeg_tables or b"")
+    return path

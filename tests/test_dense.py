@@ -1,6 +1,7 @@
 """Dense windows: one run per block, the same score for a window wherever and however it is computed."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,9 @@ def _cells(plan: Plan, left: np.ndarray) -> np.ndarray:
     """Cells of the blocks that hold any of ``left``."""
     cells = np.full((*left.shape, plan.card.score_channels), np.nan, np.float32)
 
-    def done(block: BlockScores) -> None:
-        cells[block.tiles.slices][block.ran] = block.scores[block.ran]
+    def done(blocks: Sequence[BlockScores]) -> None:
+        for block in blocks:
+            cells[block.tiles.slices][block.ran] = block.scores[block.ran]
 
     assert plan.job
     run_blocks(plan.job, blocks_of(left, plan.block_tiles), done, threads=2)
@@ -102,7 +104,7 @@ def _scores(plan: Plan) -> np.ndarray:
     nothing = Recovered({}, {}, ())
     gathered = plan.task.gather(plan, nothing)
     assert plan.job
-    run_blocks(plan.job, plan.blocks(), gathered.add, threads=1)
+    run_blocks(plan.job, plan.blocks(), lambda blocks: [gathered.add(block) for block in blocks], threads=1)
     return gathered.arrays()["scores"]
 
 

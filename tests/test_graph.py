@@ -1,5 +1,6 @@
 """The one execution path: lazy, the same blocks everywhere, the same result however it is cut and run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import dask
@@ -36,8 +37,9 @@ def _plan(slide: ArraySlide, card: Card, **options: object) -> Plan:
 def _run(plan: Plan, **how: object) -> np.ndarray:
     scores = np.full((*plan.wanted.shape, plan.card.score_channels), np.nan, np.float32)
 
-    def done(block: BlockScores) -> None:
-        scores[block.tiles.slices] = block.scores
+    def done(blocks: Sequence[BlockScores]) -> None:
+        for block in blocks:
+            scores[block.tiles.slices] = block.scores
 
     assert plan.job
     graph.run_blocks(plan.job, plan.blocks(), done, **{"threads": 2, **how})  # type: ignore[arg-type]

@@ -152,3 +152,53 @@ def test_two_runs_exclude_each_other(tmp_path: Path) -> None:
     with FolderLock(folder / "lock"), pytest.raises(OutputInUse, match=r"Another run is writing to .*out"):
         FolderLock(folder / "lock")
     FolderLock(folder / "lock").release()
+
+
+def _add_together(journal: Journal, rows: range) -> None:
+    with journal.together():
+        for k in rows:
+            journal.add_tiles(Box(2 * k, 0, 2 * k + 2, 3), _scores(k))
+
+
+def test_records_of_one_moment_cost_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs: list[int] = []
+    whole = os.fdatasync
+    with Journal.create(tmp_path / "journal", HEADER) as journal:
+        monkeypatch.setattr(os, "fdatasync", lambda fd: (syncs.append(fd), whole(fd)))
+        _add_together(journal, range(3))
+        assert len(syncs) == 1
+        journal.add_blob("after", b"")
+        assert len(syncs) == 2
+    assert len(read_journal(tmp_path / "journal").tiles) == 3
+
+
+def test_a_disk_that_fills_up_between_them_keeps_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write, calls = tmp_path / "journal", os.write, []
+
+    def full(fd: int, data: bytes) -> int:
+        calls.append(fd)
+        if len(calls) == 2:
+            write(fd, data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data)
+
+    with Journal.create(path, HEADER) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(OutputError, match="No space left"):
+                _add_together(journal, range(3))
+        journal.add_tiles(Box(6, 0, 8, 3), _scores(4))
+    assert [box.y0 for box, _ in read_journal(path).tiles] == [0, 6]
+
+
+def test_what_cannot_be_synced_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Journal.create(tmp_path / "journal", HEADER) as journal:
+        journal.add_tiles(Box(0, 0, 2, 3), _scores(0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", broken)
+            with pytest.raises(OutputError, match="Input/output"):
+                _add_together(journal, range(1, 3))
+    assert [box.y0 for box, _ in read_journal(tmp_path / "journal").tiles] == [0]

@@ -1,7 +1,8 @@
 """Several slides in one call: the same bytes as one by one, no gap between two, each its own errors."""
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
@@ -253,7 +254,7 @@ def test_blocks_that_went_well_come_before_the_error() -> None:
 
     seen: list[int] = []
     with Workers(2) as workers, pytest.raises(RuntimeError, match="block 0"):
-        workers.run(_scoring(score, 100), lambda result: seen.append(result.block))
+        workers.run(_scoring(score, 100), lambda results: seen.extend(result.block for result in results))
     assert 1 in seen
     assert len(seen) < 100
 
@@ -266,9 +267,10 @@ def test_what_ends_the_run_lets_blocks_under_way_be_kept() -> None:
             going.wait(PATIENCE_S)
         return _Done(block)
 
-    def done(result: _Done) -> None:
-        seen.append(result.block)
-        if len(seen) == 1:
+    def done(results: Sequence[_Done]) -> None:
+        first = not seen
+        seen.extend(result.block for result in results)
+        if first:
             raise KeyboardInterrupt
 
     with Workers(2) as workers:
@@ -276,7 +278,8 @@ def test_what_ends_the_run_lets_blocks_under_way_be_kept() -> None:
             workers.run(_scoring(score, 100), done)
         assert {0, 1} <= set(seen)
         assert len(seen) < 10
-        workers.run(_scoring(_Done, 3), lambda result: seen.append(-result.block))  # the threads are still there
+        again = _scoring(_Done, 3)  # the threads are still there
+        workers.run(again, lambda results: seen.extend(-result.block for result in results))
     assert -2 in seen
 
 
@@ -290,7 +293,7 @@ def test_stopped_workers_do_not_look_finished() -> None:
     with workers:
         threading.Thread(target=lambda: release.wait(PATIENCE_S) and workers.__exit__(None, None, None)).start()
         with pytest.raises(CancelledError):
-            workers.run(_scoring(score, 10**9), lambda result: None)
+            workers.run(_scoring(score, 10**9), lambda results: None)
 
 
 def test_who_records_slowly_is_not_run_away_from() -> None:
@@ -301,8 +304,17 @@ def test_who_records_slowly_is_not_run_away_from() -> None:
         return _Done(block)
 
     ahead: list[int] = []
+    recorded = 0
+
+    def record(results: Sequence[_Done]) -> None:
+        nonlocal recorded
+        time.sleep(0.01)
+        ahead.append(len(begun) - recorded)
+        recorded += len(results)
+
     with Workers(2) as workers:
-        workers.run(_scoring(score, 50), lambda result: ahead.append(len(begun) - len(ahead)))
+        workers.run(_scoring(score, 50), record)
+    assert recorded == 50
     assert sorted(begun) == list(range(50))
     assert max(ahead) <= 2 * 2 + 1
 
@@ -331,7 +343,12 @@ def test_batches_are_filled_across_slides(tmp_path: Path) -> None:
         assert plan.job
         job = replace(plan.job, runtime=runtime)
         graph.run_blocks(
-            job, plan.blocks(), lambda block: found.append(block.scores), threads=2, workers=workers, spent=nothing_told
+            job,
+            plan.blocks(),
+            lambda blocks: found.extend(b.scores for b in blocks),
+            threads=2,
+            workers=workers,
+            spent=nothing_told,
         )
 
     with Workers(2) as workers:

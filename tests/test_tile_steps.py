@@ -1,5 +1,6 @@
 """Steps of published studies that look at each tile by itself, chained on a recipe."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -22,8 +23,9 @@ from wsiengine.tissue import TissueMask
 def _scores(plan: Plan) -> np.ndarray:
     scores = np.full((*plan.wanted.shape, plan.card.score_channels), np.nan, np.float32)
 
-    def done(block: BlockScores) -> None:
-        scores[block.tiles.slices] = block.scores
+    def done(blocks: Sequence[BlockScores]) -> None:
+        for block in blocks:
+            scores[block.tiles.slices] = block.scores
 
     assert plan.job
     run_blocks(plan.job, plan.blocks(), done, threads=2)

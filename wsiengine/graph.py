@@ -10,7 +10,7 @@ the end of each.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,20 +45,20 @@ def score_tasks(job: Job, blocks: Iterable[Block], name: str) -> dict[Any, Any]:
 def run_blocks(
     job: Job,
     blocks: Iterable[Block],
-    done: Callable[[Any], None],
+    done: Callable[[Sequence[Any]], None],
     *,
     threads: int,
     client: "Client | None" = None,
     workers: Workers | None = None,
     spent: Callable[[Mapping[str, float]], None] = nothing_told,
 ) -> None:
-    """Score blocks and call ``done`` with each, in this thread, as soon as it is finished.
+    """Score blocks and call ``done`` with those that are finished, in this thread, as soon as one is.
 
     Args:
         job: What the workers need.
         blocks: Blocks in row-major order.
-        done: Takes a finished block (:class:`wsiengine.tasks.base.Result`); what it raises stops the run.
-        threads: Worker threads where neither a client nor workers are given.
+        done: Takes finished blocks (:class:`wsiengine.tasks.base.Result`), never none; what it raises stops the run.
+        threads: Worker threads, where no client is given; shared workers become as many.
         client: A ``distributed.Client``; its workers score, this process records.
         workers: Threads shared with other slides.
         spent: Told what each block took by stage, by the thread that scored it.
@@ -68,6 +68,7 @@ def run_blocks(
         return
     scoring = Scoring(partial(_score, job), iter(blocks), job.runtime.working, spent)
     with Workers(threads) if workers is None else nullcontext(workers) as pool:
+        pool.grow(threads)
         pool.run(scoring, done)
 
 
@@ -80,7 +81,7 @@ def _score(job: Job, block: Block) -> Any:
 def _run_on_cluster(
     job: Job,
     blocks: Iterable[Block],
-    done: Callable[[Any], None],
+    done: Callable[[Sequence[Any]], None],
     spent: Callable[[Mapping[str, float]], None],
     client: "Client",
 ) -> None:
@@ -115,7 +116,7 @@ def _run_on_cluster(
                 submit(block)
                 continue
             spent(result.seconds)
-            done(result)
+            done([result])
             future.release()
             for block in itertools.islice(waiting, 1):
                 submit(block)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from wsiengine.errors import PlanError
 from wsiengine.finishing import Finish
 from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
-from wsiengine.machine import usable_memory_bytes
+from wsiengine.machine import usable_cores, usable_memory_bytes
 from wsiengine.models.card import FINDERS, Card, refused_steps
+from wsiengine.models.ort import CPU
 from wsiengine.models.parts import PER_TILE
 from wsiengine.models.precision import REFERENCE
 from wsiengine.models.registry import load_model
@@ -37,6 +38,7 @@ from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.detect import least_overlap_px, nothing_below
 
+_CORES_FOR_READERS = 4  # fewer read hardly more tiles as processes than as threads
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
 _DENSE_PX_COST = 1.6  # a pixel of a dense block against one of a small tile (caches), measured 1.5 to 1.7
 
@@ -65,6 +67,8 @@ class Request:
         cluster: Threads of each worker of a ``distributed`` client; empty where this process scores.
         cam: Also write the class-activation map of this class (:mod:`wsiengine.attribution`).
         precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
+        readers: Processes that read and normalise for the worker threads (:mod:`wsiengine.readers`); None: one for each
+            core where a GPU runs the model, else none.
         beside_bytes: What another slide of the same call holds meanwhile; set by :func:`wsiengine.infer_many`.
     """
 
@@ -86,10 +90,17 @@ class Request:
     precision: str = REFERENCE
     cam: str | None = None
     cluster: tuple[int, ...] = ()
+    readers: int | None = None
     beside_bytes: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("threads", 0), ("batch_size", 1), ("block_tiles", 1), ("memory_limit_bytes", 1)):
+        for name, least in (
+            ("threads", 0),
+            ("readers", 0),
+            ("batch_size", 1),
+            ("block_tiles", 1),
+            ("memory_limit_bytes", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PlanError(f"{name} must be at least {least}, not {value}.", hint=f"leave {name} out.")
@@ -125,7 +136,8 @@ class Subject:
     """An identified run: everything opened, nothing read yet.
 
     ``identity`` holds all that decides the scores; ``key`` is its sha256. ``areas`` names the annotations of the
-    region, where objects are counted in each. ``calibrated``: µm/px are known.
+    region, where objects are counted in each. ``calibrated``: µm/px are known. ``batches_before``: what the session
+    had run for other slides.
     """
 
     request: Request
@@ -141,6 +153,30 @@ class Subject:
     warnings: tuple[str, ...] = ()
     areas: tuple[tuple[str, Any], ...] = ()
     calibrated: bool = True
+    batches_before: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> dict[str, float]:
+        """What the device has run since (:meth:`wsiengine.models.runtime.Runtime.batches`); empty on a CPU."""
+        now = self.runtime.batches() or {}
+        return {name: round(value - self.batches_before.get(name, 0), 4) for name, value in now.items()}
+
+    @property
+    def threads(self) -> int:
+        """Worker threads: one per core, and half as many again where processes read for a GPU: those that wait for it
+        leave no reader without work."""
+        waiting = self.readers // 2 if self.runtime.provider != CPU else 0
+        return self.request.threads or usable_cores() + waiting
+
+    @property
+    def readers(self) -> int:
+        """Processes that read: a GPU takes more tiles than the threads of one interpreter can read."""
+        if self.request.cluster:
+            return 0
+        if self.request.readers is not None:
+            return self.request.readers
+        cores = min(self.request.threads or usable_cores(), usable_cores())
+        return cores if self.runtime.provider != CPU and cores >= _CORES_FOR_READERS else 0
 
     @property
     def key(self) -> str:
@@ -217,7 +253,8 @@ def identify(request: Request) -> Subject:
     }
     told = tuple(warnings)
     opened = (request, slide, card, runtime, recipe, grid, region, mask, fingerprint, identity)
-    return Subject(*opened, warnings=told, areas=areas, calibrated=calibrated)
+    before = runtime.batches() or {}
+    return Subject(*opened, warnings=told, areas=areas, calibrated=calibrated, batches_before=before)
 
 
 def finder_of(asked: str | os.PathLike[str], card: Card) -> str | None:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from wsiengine.place import Place
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, prepare
 from wsiengine.profile import Profile, draw_profile
+from wsiengine.readers import reading
 from wsiengine.result import Result
 from wsiengine.slides.base import Slide
 from wsiengine.tasks import task_of
@@ -108,8 +109,10 @@ def infer(
             refuse_gaps(folder, space.finished.get("files", []))
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
         else:
+            who = client, place or Place()
             try:
-                _run(subject, (space, outputs or Outputs()), (client, place or Place()), listener, watch)
+                with reading(subject.slide, subject.readers) as who[1].readers:
+                    _run(subject, (space, outputs or Outputs()), who, listener, watch)
             except DeviceMemoryError as error:
                 smaller = subject.runtime.batch_size // 2
                 if not smaller:
@@ -196,7 +199,7 @@ def _score(
 ) -> Gathered:
     """The results of all wanted tiles: those of an earlier attempt, and the rest by running the graph.
 
-    ``begun`` is called after every block.
+    ``begun`` is called after every block, or after those that were finished together.
     """
     with watch.stage("import dask"):
         from wsiengine.graph import run_blocks
@@ -215,13 +218,15 @@ def _score(
         listener(Event("resume", so_far()))
     listener(Event("progress", so_far()))
 
-    def record(block: Any) -> None:
+    def record(blocks: Sequence[Any]) -> None:
         nonlocal done
-        with watch.stage("journal"):
-            plan.task.record(journal, block)
+        with watch.stage("journal"), journal.together():
+            for block in blocks:
+                plan.task.record(journal, block)
         begun()
-        gathered.add(block)
-        done += int(np.count_nonzero(left[block.tiles.slices]))
+        for block in blocks:
+            gathered.add(block)
+            done += int(np.count_nonzero(left[block.tiles.slices]))
         listener(Event("progress", so_far()))
 
     if left.any() and plan.job is not None:
@@ -230,7 +235,7 @@ def _score(
             if plan.card.task == "classify" and plan.options.mode == "tiles":  # whose blocks may be cut anyhow
                 blocks = tapered(blocks, 2 * threads)
             where: dict[str, Any] = {"threads": threads, "client": client, "workers": place.workers}
-            run_blocks(plan.job, blocks, record, **where, spent=watch.add)
+            run_blocks(replace(plan.job, readers=place.readers), blocks, record, **where, spent=watch.add)
     return gathered
 
 
@@ -339,7 +344,7 @@ def run_facts(
 ) -> dict[str, Any]:
     """Everything needed to repeat the run: never the slide's path or name. Only ``timing`` and ``host`` may differ."""
     subject, prepared = who
-    batches = subject.runtime.batches()
+    batches = subject.batches
     plan, card, info = prepared.plan, subject.card, subject.slide.info
     return {
         "wsiengine": __version__,

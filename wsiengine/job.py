@@ -10,22 +10,22 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiengine.dense import run_box
 from wsiengine.errors import ScoreError
 from wsiengine.geometry import Box
 from wsiengine.grid import Block, TileGrid
-from wsiengine.models.parts import PER_TILE
 from wsiengine.models.runtime import Runtime
 from wsiengine.normalise import Normaliser
-from wsiengine.slides.base import Slide, read_deep
-from wsiengine.slides.tolerant import TolerantSlide
+from wsiengine.slides.base import Slide
 from wsiengine.tasks import task_of
-from wsiengine.tasks.base import Result, Task, View
-from wsiengine.tilewise import shrunk_tiles
+from wsiengine.tasks.base import Result, Task
+from wsiengine.viewing import Viewer
+
+if TYPE_CHECKING:
+    from wsiengine.readers import Readers
 
 _OPEN: "OrderedDict[str, Job]" = OrderedDict()  # jobs of this process, by key
 _OPEN_LOCK = Lock()
@@ -45,6 +45,7 @@ class Job:
         wanted: (rows, cols) bool of that grid: all that the whole run computes.
         dense: Run the network over whole blocks (:mod:`wsiengine.dense`).
         cam: Channels of the class whose activation map is kept of every tile.
+        readers: Processes that read and normalise, in the process of the run; by default each worker thread does.
     """
 
     key: str
@@ -55,6 +56,13 @@ class Job:
     wanted: np.ndarray
     dense: bool = False
     cam: tuple[int, ...] = ()
+    readers: "Readers | None" = None
+
+    @property
+    def viewer(self) -> Viewer:
+        """What a block's pixels depend on."""
+        wanted = self.wanted if self.dense else None
+        return Viewer(self.key, self.slide, self.runtime.card, self.normaliser, self.grid, wanted)
 
     @property
     def task(self) -> Task:
@@ -106,74 +114,15 @@ def score_block(job: Job, block: Block) -> Any:
         UnreadableSlide: A file tile under the block cannot be decoded.
         ScoreError: The model returned NaN or infinity; names the place.
     """
-    grid = job.grid
-    box = _box_px(job, block)
+    viewer = job.viewer
+    view, seconds = viewer.view(block) if job.readers is None else job.readers.view(viewer, block)
     started = time.perf_counter()
-    if job.runtime.card.input.resample == PER_TILE:
-        view = View(*shrunk_tiles(job.slide, grid.lattice, block.origins_px(grid), grid.tile_px))
-        read = normalised = time.perf_counter()
-    else:
-        view, read, normalised = _normalised_view(job, block, box)
     try:
         result: Result = job.task.score(job, block, view)
     except ScoreError as error:
-        fy, fx = grid.lattice.l0_per_px
+        box, (fy, fx) = viewer.box_px(block), job.grid.lattice.l0_per_px
         raise ScoreError(
             f"{error.message} The block starts at x {box.x0 * fx:,.0f}, y {box.y0 * fy:,.0f} (level-0 pixels).",
             hint=error.hint,
         ) from error
-    seconds = {
-        "read": read - started,
-        "normalise": normalised - read,
-        "model": time.perf_counter() - normalised,
-    }
-    return replace(result, seconds=seconds)  # type: ignore[type-var]
-
-
-def _normalised_view(job: Job, block: Block, box: Box) -> tuple[View, float, float]:
-    """What the model sees of ``box``, and the times at which it was read and normalised."""
-    halo = job.normaliser.halo_px
-    pixels, bad = _read(job, box.grow(halo) if halo else box)
-    read = time.perf_counter()
-    pixels = pixels if job.runtime.card.input.deep else job.normaliser.apply(pixels, box)
-    normalised = time.perf_counter()
-    corners = block.origins_px(job.grid) - (box.y0, box.x0)
-    touched = None if bad is None else _touched(job, bad, corners + halo)
-    if job.normaliser.tile_steps:
-        pixels, corners = _tile_by_tile(job, pixels, corners)
-    return View(pixels, corners, touched), read, normalised
-
-
-def _read(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels, and where a slide that is read in spite of damage could not be decoded."""
-    if job.runtime.card.input.deep:
-        return read_deep(job.slide, box, job.grid.lattice.mpp), None
-    if isinstance(job.slide, TolerantSlide):
-        return job.slide.read_marked(box, job.grid.lattice.mpp)
-    return job.slide.read(box, job.grid.lattice.mpp), None
-
-
-def _touched(job: Job, bad: np.ndarray, corners_px: np.ndarray) -> np.ndarray:
-    """Which of the tiles at ``corners_px`` (tiles, 2) of ``bad`` (h, w) saw anything bad."""
-    dense = job.runtime.card.dense if job.dense else None
-    context = dense.halo_px if dense is not None else 0
-    side = job.grid.tile_px + context
-    return np.array([bad[max(0, y - context) : y + side, max(0, x - context) : x + side].any() for y, x in corners_px])
-
-
-def _box_px(job: Job, block: Block) -> Box:
-    """What a block reads: the pixels under its wanted tiles; for a dense block the network's halo as well."""
-    dense = job.runtime.card.dense
-    if not job.dense or dense is None:
-        return block.box_px(job.grid)
-    return run_box(block.tiles, job.wanted).scale(job.grid.lattice.cell_px).grow(dense.halo_px)
-
-
-def _tile_by_tile(job: Job, pixels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The tiles of a block after the recipe's steps on each by itself: one below the other, with their new corners."""
-    side = job.grid.tile_px
-    column = np.empty((len(corners) * side, side, 3), np.uint8)
-    for index, (y, x) in enumerate(corners.tolist()):
-        tile = pixels[y : y + side, x : x + side]
-        column[index * side : (index + 1) * side] = job.normaliser.apply_to_tile(tile)
-    return column, np.stack([np.arange(len(corners)) * side, np.zeros(len(corners), np.int64)], axis=1)
+    return replace(result, seconds=seconds | {"model": time.perf_counter() - started})  # type: ignore[type-var]

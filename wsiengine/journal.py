@@ -84,7 +84,8 @@ class Journal:
     def __init__(self, file_descriptor: int, path: Path) -> None:
         self._fd = file_descriptor
         self._path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._together = False
         self.guard: Callable[[], None] = _unguarded
 
     @classmethod
@@ -153,6 +154,24 @@ class Journal:
         head = _BLOCK.pack(tiles.y0, tiles.x0, tiles.y1, tiles.x1)
         self._append(b"BLCK", head + np.packbits(ran).tobytes() + payload)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is appended meanwhile is on the disk when it ends, at the price of one sync. No other thread appends.
+
+        Raises:
+            OutputError: The disk is full, say; what it took before is kept.
+        """
+        with self._lock:
+            start = self._end()
+            self._together = True
+            try:
+                yield
+            finally:
+                self._together = False
+                if self._fd >= 0:
+                    with in_words(self._path):
+                        self._sync(start)
+
     def close(self) -> None:
         with self._lock:
             if self._fd >= 0:
@@ -170,13 +189,25 @@ class Journal:
         record = _HEAD.pack(kind, zlib.crc32(payload), length_crc, len(payload)) + payload
         self.guard()
         with self._lock, in_words(self._path):
-            start = os.lseek(self._fd, 0, os.SEEK_CUR)
+            start = self._end()
             try:
                 _write_all(self._fd, record)
-                os.fdatasync(self._fd)
             except OSError:
                 self._take_back(start)
                 raise
+            if not self._together:
+                self._sync(start)
+
+    def _end(self) -> int:
+        return os.lseek(self._fd, 0, os.SEEK_CUR)
+
+    def _sync(self, start: int) -> None:
+        """Bring what stands from ``start`` on to the disk, or take it back."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            self._take_back(start)
+            raise
 
     def _take_back(self, start: int) -> None:
         """Remove what a full disk took of a record, so that a later append starts clean.

@@ -9,6 +9,7 @@ from wsiengine.errors import MemoryLimitError
 from wsiengine.identifying import Subject
 from wsiengine.planning import Plan, finding_bytes, held_bytes
 from wsiengine.preparing import Prepared
+from wsiengine.readers import Readers
 from wsiengine.workers import Workers
 
 
@@ -22,6 +23,7 @@ class Place:
         begun: Set once this slide's first block is done, or the slide has ended: the next one may begin. Before, its
             imports and its tissue would keep the first block waiting.
         ended: Set once this slide has ended, well or not.
+        readers: Processes that read its blocks, where it has any.
         plan: This slide's, once it is made and until the slide has ended.
     """
 
@@ -29,6 +31,7 @@ class Place:
     before: "Place | None" = None
     begun: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
+    readers: Readers | None = None
     plan: Plan | None = None
 
     def prepare(self, subject: Subject, make: Callable[[Subject], Prepared]) -> Prepared:

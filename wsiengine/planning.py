@@ -43,6 +43,7 @@ _DRAWING_BYTES = 56 * _MIB  # strips of the map, shards, outlines, the overlay: 
 _TISSUE_BYTES = 40 * _MIB  # a few pieces of the slide, as they are read, and strips of what is made of them
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 24 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
+_BATCHED_BLOCK_BYTES = 64 * _MIB  # where a GPU waits: each block costs the interpreter as much as a batch does
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
 
 
@@ -223,7 +224,7 @@ def _block_side(plan: Plan) -> int:
     for side in _BLOCK_SIDES:
         plenty = plan.tile_count >= side * side * threads * _BLOCKS_PER_THREAD
         enough = plenty or side * side <= _batch(plan)
-        small = block_bytes(plan, side) <= _BLOCK_BYTES
+        small = block_bytes(plan, side) <= (_BATCHED_BLOCK_BYTES if _batch(plan) > 1 else _BLOCK_BYTES)
         fits = limit is None or peak_bytes(plan, side) <= limit
         if enough and small and fits:
             return side

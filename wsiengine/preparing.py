@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import shapely
@@ -78,7 +79,7 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None, scratch
         grid=grid,
         wanted=wanted,
         analysed=analysed,
-        options=replace(request.options(mode), calibrated=subject.calibrated, cam=cam, cluster=request.cluster),
+        options=replace(request.options(mode), **_known(subject), cam=cam),
         block_tiles=1,
         tissue_um2=cells_inside(_within(cells, inside, scratch), grid.lattice) * grid.lattice.cell_um2,
         fingerprint=subject.fingerprint,
@@ -91,6 +92,12 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None, scratch
     planned = make_plan(plan)
     scratch.require(planned.scratch_bytes)
     return Prepared(planned, normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
+
+
+def _known(subject: Subject) -> dict[str, Any]:
+    """Options that the identified run decides."""
+    request = subject.request
+    return {"calibrated": subject.calibrated, "cluster": request.cluster, "threads": subject.threads}
 
 
 def _tissue(subject: Subject, scratch: Scratch) -> TissueMask:

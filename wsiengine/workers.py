@@ -7,8 +7,7 @@ none stands idle at the end of a slide where another one is ready.
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from wsiengine.grid import Block
 
 BETWEEN = "between slides"  # the stage of a worker that has no block of the next slide yet
+_MOST_THREADS = 1 << 10
 _AHEAD = 2  # blocks per thread that may be under way or wait to be recorded
 
 
@@ -40,7 +40,14 @@ class Scoring:
     number: int = 0  # of the slide, from 1
     left: bool = True  # there may be blocks that nobody has taken
     under_way: int = 0
-    finished: deque[Any] = field(default_factory=deque)
+    finished: list[Any] = field(default_factory=list)
+    recording: int = 0  # handed over, and not yet recorded
+
+    @property
+    def waiting(self) -> int:
+        """Blocks that are begun and not recorded."""
+        return self.under_way + len(self.finished) + self.recording
+
     error: BaseException | None = None
 
 
@@ -53,12 +60,19 @@ class Workers:
         self._slides: list[Scoring] = []
         self._count = 0
         self._stopped = False
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="wsiengine")
+        self._pool = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="wsiengine")
 
     def __enter__(self) -> "Workers":
         for _ in range(self._threads):
             self._pool.submit(self._work)
         return self
+
+    def grow(self, threads: int) -> None:
+        """Have at least so many threads."""
+        with self._changed:
+            for _ in range(self._threads, threads):
+                self._pool.submit(self._work)
+            self._threads = max(self._threads, threads)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with self._changed:
@@ -71,8 +85,8 @@ class Workers:
         """Whether no further block will be begun."""
         return self._stopped
 
-    def run(self, scoring: Scoring, done: Callable[[Any], None]) -> None:
-        """Score a slide's blocks and call ``done`` with each in this thread, as soon as it is finished.
+    def run(self, scoring: Scoring, done: Callable[[Sequence[Any]], None]) -> None:
+        """Score a slide's blocks and call ``done`` with those that are finished in this thread, as soon as one is.
 
         Whatever ends the run, no further block is begun, and those under way are finished and handed over.
 
@@ -96,24 +110,27 @@ class Workers:
                 with self._changed:
                     self._slides.remove(scoring)
 
-    def _hand_over(self, scoring: Scoring, done: Callable[[Any], None]) -> None:
-        while (result := self._finished(scoring)) is not None:
-            done(result)
+    def _hand_over(self, scoring: Scoring, done: Callable[[Sequence[Any]], None]) -> None:
+        while results := self._finished(scoring):
+            done(results)
 
-    def _finished(self, scoring: Scoring) -> Any:
-        """The next finished block; None after the last."""
+    def _finished(self, scoring: Scoring) -> Sequence[Any]:
+        """The finished blocks, as soon as there is one; none after the last."""
         with self._changed:
+            scoring.recording = 0
+            self._changed.notify_all()  # there is room for more
             while not scoring.finished and (scoring.under_way or (scoring.left and not self._stopped)):
                 self._changed.wait()
             if scoring.finished:
-                self._changed.notify_all()  # there is room for another
-                return scoring.finished.popleft()
+                results, scoring.finished = tuple(scoring.finished), []
+                scoring.recording = len(results)
+                return results
             error, scoring.error = scoring.error, None
             if error is not None:
                 raise error
             if scoring.left:
                 raise CancelledError("the run was stopped")
-            return None
+            return ()
 
     def _work(self) -> None:
         """One thread: block after block, whosesoever they are."""
@@ -144,7 +161,7 @@ class Workers:
         with self._changed:
             while not self._stopped:
                 for scoring in self._slides:
-                    if scoring.left and scoring.under_way + len(scoring.finished) < _AHEAD * self._threads:
+                    if scoring.left and scoring.waiting < _AHEAD * self._threads:
                         try:
                             block = next(scoring.blocks, None)
                         except Exception as error:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests import oracles
 from tests.pictures import position_coded as picture
-from wsikernels.pack import pack_tiles, pack_tiles_nhwc
+from wsikernels.pack import copy_tiles, pack_tiles, pack_tiles_nhwc
 
 SCALE = np.array([1 / 58.4, 1 / 57.1, 1 / 57.4], np.float32)
 BIAS = np.array([-2.1, -2.0, -1.8], np.float32)
@@ -42,6 +42,33 @@ def test_half_floats_round_to_nearest_even_over_the_whole_range():
         with np.errstate(over="ignore"):
             expected = (np.arange(256, dtype=np.float32) * np.float32(scale)).astype(np.float16)
         assert np.array_equal(out[0, 0, 0], expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    side=st.tuples(st.integers(1, 20), st.integers(1, 37)),
+    tiles=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), min_size=0, max_size=4),
+    strided=st.booleans(),
+)
+def test_copies(side, tiles, strided):
+    big = picture(side[0] + 20, side[1] + 20)
+    block = big[3 : 3 + side[0] + 12, 5 : 5 + side[1] + 9] if strided else big[: side[0] + 12, : side[1] + 9].copy()
+    got = copy_tiles(block, np.array(tiles, np.int64).reshape(-1, 2), np.empty((len(tiles), *side, 3), np.uint8))
+    for tile, (y, x) in zip(got, tiles, strict=True):
+        assert np.array_equal(tile, block[y : y + side[0], x : x + side[1]])
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (np.empty((1, 9, 9, 3), np.float32), "must be a C-contiguous uint8"),
+        (np.empty((2, 4, 4, 3), np.uint8), "it needs 3 channels and 1 tiles"),
+        (np.empty((1, 9, 9, 3), np.uint8), "leaves the block"),
+    ],
+)
+def test_copies_that_do_not_fit_are_refused(out, message):
+    with pytest.raises(ValueError, match=message):
+        copy_tiles(picture(10, 10), np.array([[2, 0]]), out)
 
 
 def test_pixels():

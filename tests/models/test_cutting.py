@@ -347,3 +347,11 @@ def test_a_network_that_cannot_be_cut_runs_as_before(tmp_path: Path) -> None:
     assert Runtime(card, device="cpu").map_bytes(1000) is None
     assert ort.open_pieces(card, ["cam"]) is None
     assert Runtime(card, device="cpu").maps(np.zeros((32, 64, 3), np.uint8)).shape == (4, 8, 3)
+
+
+@pytest.mark.parametrize(("kind", "half"), [(np.float16, True), (np.float32, False)])
+def test_half_precision_is_seen_in_the_weights(kind: type, half: bool) -> None:
+    kernel = numpy_helper.from_array(np.zeros((2, 3, 1, 1), kind), "kernel")
+    scalar = numpy_helper.from_array(np.array(1, np.float16), "scalar")
+    graph = helper.make_graph([], "g", [], [], [scalar, kernel])
+    assert read_graph(memoryview(helper.make_model(graph).SerializeToString())).half is half

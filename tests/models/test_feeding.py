@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiengine.models.feeding import AHEAD, Feeder
+from wsiengine.models.feeding import AHEAD, UNDER_WAY, Feeder
 
 
 class FakeSlot:
@@ -97,3 +97,35 @@ def test_an_error_reaches_those_whose_tiles_were_in_the_batch_and_no_others() ->
     with pytest.raises(ValueError, match="poisoned"):
         made.scores(np.array([[0, 0]]), np.stack([np.arange(3), np.zeros(3, int)], axis=1))
     assert made.scores(np.array([[100, 0]]), np.zeros((4, 2), int)).tolist() == [[100, 0]] * 4
+
+
+def test_no_more_batches_are_under_way_than_the_device_has_memory_for() -> None:
+    going, most, lock = 0, 0, threading.Lock()
+
+    class Counted(FakeSlot):
+        def run(self) -> np.ndarray:
+            nonlocal going, most
+            with lock:
+                going += 1
+                most = max(most, going)
+            scores = super().run()
+            with lock:
+                going -= 1
+            return scores
+
+    log: list[np.ndarray] = []
+
+    def pack(pixels: np.ndarray, origins: np.ndarray, rows: np.ndarray) -> None:
+        rows[:] = origins + pixels[0]
+
+    made = Feeder([[Counted(4, log, 0.005) for _ in range(AHEAD)]], pack, 2)
+    run(made, [[9] * 12] * 8)
+    assert 2 <= most <= UNDER_WAY
+
+
+def test_a_session_is_at_work_no_longer_than_the_clock_runs() -> None:
+    made, log = feeder(4, delay_s=0.01)
+    started = time.perf_counter()
+    run(made, [[8] * 4] * 6)
+    spent = time.perf_counter() - started
+    assert len(log) * 0.01 / UNDER_WAY <= made.facts()["busy_s"] <= spent

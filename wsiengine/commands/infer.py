@@ -80,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]|tensorrt[:i]", help="what runs the model")
     run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
+    run.add_argument(
+        "--readers",
+        type=whole,
+        metavar="N",
+        help="processes that read for the threads (default: one per core where a GPU runs the model, else none)",
+    )
     run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
     run.add_argument(
         "--patience",
@@ -212,6 +218,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "mpp": args.mpp,
         "device": args.device,
         "threads": args.threads,
+        "readers": args.readers,
         "memory_limit_bytes": args.memory_limit,
         "normalise": args.normalise,
         "on_bad_tile": args.on_bad_tile,

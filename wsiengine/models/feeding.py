@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-AHEAD = 3  # batches per session: two under way, one being filled
+AHEAD = 6  # batches per session: those under way, and some that threads fill meanwhile
+UNDER_WAY = 3  # of them at once: one is computed, one fetched or uploaded; more would take the device's memory
 
 
 class Slot(Protocol):
@@ -33,6 +34,7 @@ class _Ticket:
 
     scores: np.ndarray
     left: int
+    changed: threading.Condition
     error: Exception | None = None
 
 
@@ -63,35 +65,41 @@ class Feeder:
         self._free = [list(own) for own in slots]
         self._home = {id(slot): index for index, own in enumerate(slots) for slot in own}
         self._pack, self._channels = pack, channels
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)  # there may be places in a batch; one is woken, and wakes the next
+        self._tickets: set[_Ticket] = set()  # that are waited for, and not done
         self._filling: _Batch | None = None
-        self._workers = self._waiting = 0
+        self._workers = 0
         self._facts = {"batches": 0, "tiles": 0, "rows": 0, "busy_s": 0.0}
+        self._turns = [threading.Semaphore(UNDER_WAY) for _ in slots]
+        self._under_way = [0] * len(slots)  # batches of each session
+        self._since = [0.0] * len(slots)  # when the first of them began
 
     @contextmanager
     def worker(self) -> Iterator[None]:
         """While it lasts, this thread is one that more tiles may come from."""
-        with self._changed:
+        with self._lock:
             self._workers += 1
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._workers -= 1
-                self._changed.notify_all()
+                for ticket in self._tickets:
+                    ticket.changed.notify()
 
     def scores(self, pixels: np.ndarray, origins: np.ndarray) -> np.ndarray:
         """Scores of the tiles at ``origins`` (N, 2): (N, channels) float32. Whatever ended their batch is raised."""
-        ticket = _Ticket(np.empty((len(origins), self._channels), np.float32), len(origins))
+        scores = np.empty((len(origins), self._channels), np.float32)
+        ticket = _Ticket(scores, len(origins), threading.Condition(self._lock))
         at = 0
         while at < len(origins):
             batch, first, count = self._reserve(ticket, at, len(origins) - at)
             self._pack(pixels, origins[at : at + count], batch.slot.batch[first : first + count])
             at += count
-            with self._changed:
+            with self._lock:
                 batch.packed += count
                 ready = batch.closed and batch.packed == batch.reserved
-                self._changed.notify_all()
             if ready:
                 self._run(batch)
         self._wait(ticket)
@@ -100,36 +108,38 @@ class Feeder:
         return ticket.scores
 
     def facts(self) -> dict[str, float]:
-        """Batches run, tiles and rows in them, seconds that sessions were at work."""
-        with self._changed:
+        """Batches run, tiles and rows in them, seconds that a session had at least one under way (the sum of all)."""
+        with self._lock:
             return dict(self._facts)
 
     def _reserve(self, ticket: _Ticket, at: int, wanted: int) -> tuple[_Batch, int, int]:
         """Places in the batch that is being filled: that batch, the first row, how many."""
-        with self._changed:
+        with self._lock:
             while self._filling is None:
                 own = max(self._free, key=len)
                 if own:
                     self._filling = _Batch(own.pop())
                 else:
-                    self._changed.wait()
+                    self._room.wait()
             batch, size = self._filling, len(self._filling.slot.batch)
             first, count = batch.reserved, min(wanted, size - batch.reserved)
             batch.reserved += count
             batch.parts.append((ticket, at, first, count))
             if batch.reserved == size:
                 batch.closed, self._filling = True, None
+            if self._filling is not None or any(self._free):
+                self._room.notify()
             return batch, first, count
 
     def _wait(self, ticket: _Ticket) -> None:
         while True:
-            with self._changed:
-                self._waiting += 1
+            with self._lock:
+                self._tickets.add(ticket)
                 try:
                     while ticket.left and not self._idle():
-                        self._changed.wait()
+                        ticket.changed.wait()
                 finally:
-                    self._waiting -= 1
+                    self._tickets.discard(ticket)
                 if not ticket.left:
                     return
                 batch, self._filling = self._filling, None
@@ -140,24 +150,43 @@ class Feeder:
     def _idle(self) -> bool:
         """Whether all wait, and what is there of the next batch must go."""
         batch = self._filling
-        return self._waiting >= self._workers and batch is not None and 0 < batch.packed == batch.reserved
+        return len(self._tickets) >= self._workers and batch is not None and 0 < batch.packed == batch.reserved
 
     def _run(self, batch: _Batch) -> None:
-        started = time.perf_counter()
+        home = self._home[id(batch.slot)]
         scores, failed = None, None
-        try:
-            scores = batch.slot.run()
-        except Exception as error:  # whatever it is, it belongs to those who wait for these tiles
-            failed = error
-        with self._changed:
+        with self._at_work(home):
+            try:
+                scores = batch.slot.run()
+            except Exception as error:  # whatever it is, it belongs to those who wait for these tiles
+                failed = error
+        with self._lock:
             for ticket, at, first, count in batch.parts:
                 if scores is not None:
                     ticket.scores[at : at + count] = scores[first : first + count]
                 ticket.error = ticket.error or failed
                 ticket.left -= count
+                if not ticket.left:
+                    self._tickets.discard(ticket)  # its thread is about to bring more tiles
+                    ticket.changed.notify()
             self._facts["batches"] += 1
             self._facts["tiles"] += batch.reserved
             self._facts["rows"] += len(batch.slot.batch)
-            self._facts["busy_s"] += time.perf_counter() - started
-            self._free[self._home[id(batch.slot)]].append(batch.slot)
-            self._changed.notify_all()
+            self._free[home].append(batch.slot)
+            self._room.notify()
+
+    @contextmanager
+    def _at_work(self, home: int) -> Iterator[None]:
+        """While it lasts, a batch of this session is under way."""
+        with self._turns[home]:
+            with self._lock:
+                if not self._under_way[home]:
+                    self._since[home] = time.perf_counter()
+                self._under_way[home] += 1
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._under_way[home] -= 1
+                    if not self._under_way[home]:
+                        self._facts["busy_s"] += time.perf_counter() - self._since[home]

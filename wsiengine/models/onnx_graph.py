@@ -12,7 +12,8 @@ from wsiengine.models.onnx_file import as_bytes, fields, numbers, text
 _MODEL_IR, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_FUNCTION = 1, 7, 8, 25
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 2, 5, 11, 12, 15
 _NODE_INPUT, _NODE_OUTPUT, _NODE_KIND, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
-_TENSOR_DIMS, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 8, 13
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
+_FLOAT16 = 10
 _ATTRIBUTE_NAME, _ATTRIBUTE_I, _ATTRIBUTE_INTS = 1, 3, 8
 _GRAPHS_INSIDE = (6, 11)  # attributes that are graphs: If, Loop, Scan
 
@@ -55,6 +56,12 @@ class Graph:
     inputs: dict[str, memoryview] = field(default_factory=dict)
     plain: bool = True
     _versions: bytearray = field(default_factory=bytearray)
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes with fp16: any of its kernels or matrices is of that type."""
+        tensors = (dict(fields(weight.encoded)) for weight in self.weights.values() if len(weight.shape) > 1)
+        return any(tensor.get(_TENSOR_TYPE) == _FLOAT16 for tensor in tensors)
 
     def needed(self, outputs: Iterable[str], given: Iterable[str]) -> list[Node]:
         """Operators that ``outputs`` take where the tensors ``given`` are there already."""

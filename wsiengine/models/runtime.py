@@ -30,6 +30,7 @@ from wsiengine.models.integrity import check_files
 from wsiengine.models.ort import CPU, first_line, open_other, open_pieces, open_sessions, ort_errors
 from wsiengine.models.packing import aligned, checked_origins, pack
 from wsiengine.models.pieces import Pieces
+from wsiengine.models.pinned import pin
 
 CUDA_BATCH = 64
 _NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
@@ -139,7 +140,7 @@ class Runtime:
 
     def _fed(self, sessions: list[Any]) -> Feeder:
         errors = ort_errors()
-        slots = [[BoundSlot(s, self._batch(), self._outputs, errors) for _ in range(AHEAD)] for s in sessions]
+        slots = [[BoundSlot(s, self._pinned_batch(), self._outputs, errors) for _ in range(AHEAD)] for s in sessions]
         return Feeder(slots, lambda pixels, at, rows: pack(pixels, at, self.card, rows), self.card.score_channels)
 
     def outputs(
@@ -257,6 +258,12 @@ class Runtime:
         side, channels = spec.size_px, spec.channels
         shape = (side, side, channels) if spec.layout == "NHWC" else (channels, side, side)
         return aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
+
+    def _pinned_batch(self) -> np.ndarray:
+        batch = self._batch()
+        if self.provider != CPU:
+            pin(batch)
+        return batch
 
     def _run(self, batch: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
         with self._told(batch.shape), self._one_at_a_time or nullcontext():

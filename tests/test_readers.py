@@ -1,0 +1,231 @@
+"""Processes that read for the threads of a run: the same pixels, whatever becomes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wsiengine
+from tests import planted_slides as planted
+from tests.fakes import ArraySlide, position_pixels
+from wsiengine import readers as module
+from wsiengine.errors import UnreadableSlide
+from wsiengine.geometry import Box, Size
+from wsiengine.inference import infer
+from wsiengine.planning import Plan
+from wsiengine.readers import Readers, reading
+from wsiengine.truth import Truth
+from wsiengine.viewing import Viewer
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no memory files to share")
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("slides") / "s.svs"
+    return planted.write(path, planted.paint(Size(1203, 1607), [(planted.A, Box(200, 300, 900, 1300))]))
+
+
+@pytest.fixture(scope="module")
+def readers() -> Iterator[Readers]:
+    with Readers(2) as started:
+        yield started
+
+
+def _plan(slide: Path, **options: object) -> Plan:
+    return wsiengine.plan(slide, "planted", **{"tissue": "none", "threads": 2, "block_tiles": 3, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"overlap": 0.5, "normalise": "macenko+clahe"},
+        {"normalise": "tile_clahe:clip=3,grid=4"},
+        {"mode": "dense"},
+        {"on_bad_tile": "skip"},
+    ],
+)
+def test_blocks_look_as_they_do_to_a_thread(slide: Path, readers: Readers, options: dict[str, object]) -> None:
+    plan = _plan(slide, **options)
+    assert plan.job
+    viewer = plan.job.viewer
+    for block in plan.blocks():
+        here, _ = viewer.view(block)
+        there, seconds = readers.view(viewer, block)
+        np.testing.assert_array_equal(there.pixels, here.pixels)
+        np.testing.assert_array_equal(there.corners_px, here.corners_px)
+        assert (there.bad is None) == (here.bad is None)
+        assert set(seconds) == {"read", "normalise"}
+
+
+def test_a_run_with_readers_gives_the_same_results(slide: Path, tmp_path: Path) -> None:
+    found = []
+    for count in (0, 2):
+        folder = tmp_path / str(count)
+        made = infer(slide, "planted", folder, tissue="none", threads=3, block_tiles=2, readers=count)
+        found.append((Truth.load(folder / "probability.zarr").scores, made.run["identity"]))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_threads_do_not_see_each_others_pixels(slide: Path, readers: Readers) -> None:
+    plan = _plan(slide, block_tiles=1)
+    assert plan.job
+    viewer, blocks = plan.job.viewer, list(plan.blocks())
+    expected = [viewer.view(block)[0].pixels for block in blocks]
+    wrong = []
+
+    def look(first: int) -> None:
+        for k in [*range(first, len(blocks)), *range(first)]:
+            pixels = readers.view(viewer, blocks[k])[0].pixels
+            time.sleep(0.001)  # for another thread to overwrite them
+            if not np.array_equal(pixels, expected[k]):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=look, args=(7 * k,)) for k in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def _processes(readers: Readers) -> list[int]:
+    """Of the first of them, its children."""
+    found = Path(f"/proc/{readers._first.pid}/task/{readers._first.pid}/children")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children = [int(word) for word in found.read_text().split()]
+        if len(children) == 2:
+            return children
+        time.sleep(0.05)
+    raise AssertionError("the readers did not start")
+
+
+@pytest.mark.parametrize("which", ["one", "all", "the first"])
+def test_what_a_killed_reader_was_to_read_is_read_all_the_same(slide: Path, which: str) -> None:
+    plan = _plan(slide)
+    assert plan.job
+    viewer, blocks = plan.job.viewer, list(plan.blocks())
+    with Readers(2) as readers:
+        children = _processes(readers)
+        readers.view(viewer, blocks[0])
+        victims = {"one": children[:1], "all": children, "the first": [readers._first.pid]}[which]
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        for block in blocks:
+            np.testing.assert_array_equal(readers.view(viewer, block)[0].pixels, viewer.view(block)[0].pixels)
+
+
+def test_an_unreadable_place_is_told_as_by_a_thread(slide: Path, tmp_path: Path, readers: Readers) -> None:
+    plan = _plan(slide)
+    assert plan.job
+    broken = tmp_path / "broken.svs"
+    data = bytearray(slide.read_bytes())
+    viewer = plan.job.viewer
+    offset, length = viewer.slide._reader._levels[0].places(1, range(1, 2))[0]  # type: ignore[attr-defined]
+    data[offset : offset + length] = b"\0" * length
+    broken.write_bytes(data)
+    damaged = _plan(broken)
+    assert damaged.job
+    there_too = partial(readers.view, damaged.job.viewer)
+    with pytest.raises(UnreadableSlide) as here:
+        list(map(damaged.job.viewer.view, damaged.blocks()))
+    with pytest.raises(UnreadableSlide) as there:
+        list(map(there_too, damaged.blocks()))
+    assert str(here.value) == str(there.value)
+    view, _ = readers.view(viewer, next(plan.blocks()))  # the reader goes on
+    assert view.pixels.any()
+
+
+def test_an_interrupted_exchange_is_not_taken_up_again(
+    slide: Path, readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = _plan(slide)
+    assert plan.job
+    viewer, blocks = plan.job.viewer, list(plan.blocks())
+    with Readers(1) as alone:
+        alone.view(viewer, blocks[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_receive", _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                alone.view(viewer, blocks[1])
+        for block in blocks:
+            np.testing.assert_array_equal(alone.view(viewer, block)[0].pixels, viewer.view(block)[0].pixels)
+
+
+def _interrupt(channel: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_readers_end_with_the_run(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Readers] = []
+
+    class Watched(Readers):
+        def __init__(self, count: int) -> None:
+            super().__init__(count)
+            started.append(self)
+
+    monkeypatch.setattr(module, "Readers", Watched)
+    infer(slide, "planted", tmp_path / "out", tissue="none", threads=2, readers=2)
+    assert len(started) == 1
+    assert started[0]._first.poll() == 0
+
+
+def test_readers_end_with_a_killed_process(slide: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from wsiengine.readers import Readers; r = Readers(2); print(r._first.pid); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        first = int(process.stdout.readline())
+        process.kill()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{first}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{first}").exists()
+
+
+def test_slides_in_memory_are_read_by_threads(tmp_path: Path) -> None:
+    large = ArraySlide(position_pixels(900, 1200), 0.7)
+    with reading(large, 2) as readers:
+        assert readers is None
+    with reading(large, 0) as readers:
+        assert readers is None
+
+
+def test_slides_of_one_call_share_them(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Fake:
+        def __init__(self, count: int) -> None:
+            made.append(count)
+
+        def close(self) -> None:
+            made.append(-1)
+
+    monkeypatch.setattr(module, "Readers", Fake)
+
+    opened = wsiengine.open_slide(slide)
+    with reading(opened, 3) as one, reading(opened, 3) as other:
+        assert one is other
+    assert made == [3, -1]
+    with reading(opened, 3):
+        assert made == [3, -1, 3]
+
+
+def test_a_viewer_travels_light(slide: Path) -> None:
+    plan = _plan(slide)
+    assert plan.job
+    assert isinstance(plan.job.viewer, Viewer)
+    assert plan.job.viewer.wanted is None

@@ -1,0 +1,275 @@
+"""Blocks read and normalised in processes of their own, where a model takes more tiles than one interpreter hands out.
+
+Decoding, resampling and the kernels run without Python's lock, but each file tile takes it twice, and with many threads
+that is what all wait for: sixteen cores got 1,400 tiles/s out of one process, at a quarter of their time. Here a thread
+asks a process for a whole block and finds its pixels in memory that both share; they are the same pixels.
+
+The processes are copies of one that has loaded the libraries, and end with the run. One that ends by itself costs
+nothing but pace: the block is read by the thread that asked, as without it.
+"""
+
+import contextlib
+import mmap
+import os
+import pickle
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from wsiengine.grid import Block
+from wsiengine.slides.base import Slide
+from wsiengine.tasks.base import View
+from wsiengine.viewing import Viewer
+
+_LENGTH = struct.Struct("<Q")
+_SLIDES_KEPT = 2  # open in a reader: the one that is scored, and the next
+_LARGEST_SLIDE = 1 << 20  # bytes that are sent to each reader
+_NICE = 10  # a thread that feeds the device, and holds Python's lock, must not wait for a core that reads
+_SPARE = 1.25  # of memory for a block's pixels: the next may be larger
+
+
+class Readers:
+    """``count`` processes, started at once; a context manager. See :func:`reading`."""
+
+    def __init__(self, count: int) -> None:
+        pairs = [socket.socketpair() for _ in range(count)]
+        theirs = [their.fileno() for _, their in pairs]
+        command = [sys.executable, "-m", "wsiengine.readers", *map(str, theirs)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._first = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=theirs, env=environment)
+        for _, their in pairs:
+            their.close()
+        self._free: queue.LifoQueue[_Reader] = queue.LifoQueue()
+        for own, _ in pairs:
+            self._free.put(_Reader(own))
+        self._all = [own for own, _ in pairs]
+        self._memory = threading.local()
+
+    def view(self, viewer: Viewer, block: Block) -> tuple[View, dict[str, float]]:
+        """As :meth:`wsiengine.viewing.Viewer.view`; the pixels are good until this thread's next call."""
+        reader = self._free.get()
+        try:
+            answer = reader.ask(viewer, block, self._shared()) if reader.alive else None
+        finally:
+            self._free.put(reader)
+        return viewer.view(block) if answer is None else answer
+
+    def _shared(self) -> "_Shared":
+        """This thread's memory."""
+        if not hasattr(self._memory, "shared"):
+            self._memory.shared = _Shared()
+        shared: _Shared = self._memory.shared
+        return shared
+
+    def close(self) -> None:
+        for own in self._all:
+            own.close()
+        assert self._first.stdin is not None
+        self._first.stdin.close()
+        self._first.wait()
+
+    def __enter__(self) -> "Readers":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+_shared: list[Readers] = []
+_users = 0
+_sharing = threading.Lock()
+
+
+@contextlib.contextmanager
+def reading(slide: Slide, count: int) -> Iterator[Readers | None]:
+    """The readers of this process: one set for all slides that run at a time, started by the first of them.
+
+    None where ``count`` is 0, on a system without shared memory files, and for a slide that is held in memory, or that
+    cannot be opened again elsewhere: threads read it.
+    """
+    global _users
+    if not count or not hasattr(os, "memfd_create") or not _travels(slide):
+        yield None
+        return
+    with _sharing:
+        if not _users:
+            _shared.append(Readers(count))
+        _users += 1
+    try:
+        yield _shared[0]
+    finally:
+        with _sharing:
+            _users -= 1
+            if not _users:
+                _shared.pop().close()
+
+
+def _travels(slide: Slide) -> bool:
+    try:
+        return len(pickle.dumps(slide)) <= _LARGEST_SLIDE
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return False
+
+
+class _Shared:
+    """Memory of one thread for the pixels of a block, which a reader writes. Grows."""
+
+    _numbers = iter(range(1 << 62))
+
+    def __init__(self) -> None:
+        self.number, self.size = next(self._numbers), 0
+        self.descriptor = -1
+        self._map: mmap.mmap | None = None
+
+    def grow(self, size: int) -> None:
+        self._drop()
+        self.size = int(size * _SPARE)
+        self.descriptor = os.memfd_create("wsiengine-block", os.MFD_CLOEXEC)
+        os.ftruncate(self.descriptor, self.size)
+        self._map = mmap.mmap(self.descriptor, self.size)
+
+    def pixels(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        assert self._map is not None
+        return np.ndarray(shape, dtype, self._map)
+
+    def _drop(self) -> None:
+        self._map = None  # unmapped with the last array that shows it
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            self._drop()
+
+
+class _Reader:
+    """One process, seen from the run's: asked by one thread at a time."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.alive = True
+        self._channel = channel
+        self._mapped: dict[int, int] = {}  # sizes of the threads' memory, as the reader knows it
+
+    def ask(self, viewer: Viewer, block: Block, shared: _Shared) -> tuple[View, dict[str, float]] | None:
+        """The view of a block, or whatever error reading it raised; None where the process has ended."""
+        self.alive = False  # until the exchange is over: whatever breaks it off leaves half a message
+        try:
+            kind, *answer = self._exchange((viewer.key, block))
+            if kind == "viewer":
+                kind, *answer = self._exchange((pickle.dumps(viewer), block))
+            if kind == "error":
+                self.alive = True
+                raise answer[0]
+            shape, dtype, corners, bad, seconds = answer
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            if size > shared.size:
+                shared.grow(size)
+            known = self._mapped.get(shared.number) == shared.size
+            self._mapped[shared.number] = shared.size
+            self._exchange((shared.number, shared.size), [] if known else [shared.descriptor])
+        except (EOFError, ConnectionError):
+            return None
+        self.alive = True
+        return View(shared.pixels(shape, dtype), corners, bad), seconds
+
+    def _exchange(self, message: Any, descriptors: list[int] | None = None) -> Any:
+        _send(self._channel, message, descriptors or [])
+        return _receive(self._channel)[0]
+
+
+def _send(channel: socket.socket, message: Any, descriptors: list[int]) -> None:
+    data = pickle.dumps(message)
+    socket.send_fds(channel, [_LENGTH.pack(len(data))], descriptors)
+    channel.sendall(data)
+
+
+def _receive(channel: socket.socket) -> tuple[Any, list[int]]:
+    """A message of our own process or its child, and the descriptors that came with it.
+
+    Raises:
+        EOFError: The other side has ended.
+    """
+    head, descriptors, _, _ = socket.recv_fds(channel, _LENGTH.size, 1)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    data, (length,) = bytearray(), _LENGTH.unpack(head)
+    while len(data) < length:
+        piece = channel.recv(length - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return pickle.loads(data), descriptors
+
+
+# --- in the processes ----------------------------------------------------------------------------
+
+
+def _read(channel: socket.socket) -> None:
+    """Answer until the other side has ended."""
+    viewers: OrderedDict[str, Viewer] = OrderedDict()
+    maps: dict[int, mmap.mmap] = {}
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            (named, block), _ = _receive(channel)
+            if isinstance(named, bytes):
+                viewer = pickle.loads(named)
+                viewers[viewer.key] = viewer
+                if len(viewers) > _SLIDES_KEPT:
+                    viewers.popitem(last=False)[1].slide.close()
+            elif named in viewers:
+                viewer = viewers[named]
+            else:
+                _send(channel, ("viewer",), [])
+                continue
+            try:
+                view, seconds = viewer.view(block)
+            except Exception as error:  # whatever it is, it belongs to the one who asked
+                _send(channel, ("error", error), [])
+                continue
+            pixels = view.pixels
+            _send(channel, ("view", pixels.shape, pixels.dtype.str, view.corners_px, view.bad, seconds), [])
+            (number, size), descriptors = _receive(channel)
+            for descriptor in descriptors:
+                maps[number] = mmap.mmap(descriptor, size)
+                os.close(descriptor)
+            np.ndarray(pixels.shape, pixels.dtype, maps[number])[...] = pixels
+            _send(channel, ("written",), [])
+
+
+def _main(descriptors: list[int]) -> None:
+    """Load what reading takes, become as many processes as there are channels, and end them with the run."""
+    os.nice(_NICE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's affair: it closes the channels
+    import wsikernels.resample  # noqa: F401  (numba: once, before there are many of us)
+
+    children = []
+    for mine in descriptors:
+        child = os.fork()
+        if not child:
+            for other in descriptors:
+                if other != mine:
+                    os.close(other)
+            os.close(0)
+            _read(socket.socket(fileno=mine))
+            os._exit(0)
+        children.append(child)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    while os.read(0, 1):
+        pass
+    for child in children:  # one may hang in a read
+        os.kill(child, signal.SIGKILL)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _main([int(argument) for argument in sys.argv[1:]])
