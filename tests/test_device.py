@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import wsiengine
 from tests import planted_slides as planted
+from wsiengine import identifying
 from wsiengine.errors import DeviceMemoryError
 from wsiengine.events import Event
 from wsiengine.geometry import Box, Size
+from wsiengine.identifying import Request
 from wsiengine.inference import infer
 from wsiengine.models import session
 from wsiengine.models.bound import BoundSlot
@@ -118,3 +121,42 @@ def test_a_device_without_room_for_one_tile_says_so(
     monkeypatch.setattr(BoundSlot, "run", full)
     with pytest.raises(DeviceMemoryError, match="batches of 1 tiles"):
         run(slide, output=tmp_path / "out", batch_size=4)
+
+
+def test_processes_read_for_a_device_and_more_threads_wait_for_it(
+    slide: Path, device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identifying, "usable_cores", lambda: 8)
+    chosen = []
+    for options in ({}, {"threads": 4}, {"threads": 2}, {"readers": 3}, {"readers": 0}, {"threads": 20}):
+        subject = identifying.identify(Request(slide, "planted", **options))  # type: ignore[arg-type]
+        chosen.append((subject.readers, subject.threads))
+    assert chosen == [(8, 12), (4, 4), (0, 2), (3, 9), (0, 8), (8, 20)]
+
+
+def test_threads_read_for_a_cpu(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identifying, "usable_cores", lambda: 8)
+    for asked, chosen in ((None, (0, 8)), (5, (5, 8))):
+        subject = identifying.identify(Request(slide, "planted", device="cpu", readers=asked))
+        assert (subject.readers, subject.threads) == chosen
+
+
+def test_memory_of_readers_is_planned(slide: Path) -> None:
+    peaks = [
+        wsiengine.plan(slide, "planted", tissue="none", device="cpu", threads=2, readers=count).peak_bytes
+        for count in (0, 1, 3)
+    ]
+    assert peaks[2] - peaks[0] == 3 * (peaks[1] - peaks[0]) > 3 * 50 * 2**20
+
+
+def test_batches_are_told_slide_by_slide(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[tuple, Device] = {}
+
+    def shared(card: Any, **options: Any) -> Device:
+        return kept.setdefault((card.folder, *options.items()), Device(card, **options))
+
+    monkeypatch.setattr(session, "shared_runtime", shared)
+    for number in range(2):
+        made = run(slide, output=tmp_path / str(number), batch_size=16)
+        assert made.run["timing"]["batches"]["tiles"] == made.run["summary"]["tiles"]
+    assert len(kept) == 1

@@ -41,6 +41,7 @@ _TABLES_BYTES_PER_PX = 18 / 256**2  # place and length of each file tile; scanne
 _PICTURE_BYTES = 24 * _MIB  # the slide's picture, and pieces of the slide as it is read
 _DRAWING_BYTES = 56 * _MIB  # strips of the map, shards, outlines, the overlay: measured 40 to 53
 _TISSUE_BYTES = 40 * _MIB  # a few pieces of the slide, as they are read, and strips of what is made of them
+_READER_BYTES = 80 * _MIB  # of a reading process beside its block: measured 50 to 87, with Macenko and CLAHE
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 24 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
 _BATCHED_BLOCK_BYTES = 64 * _MIB  # where a GPU waits: each block costs the interpreter as much as a batch does
@@ -54,7 +55,8 @@ class Options:
     ``overlap`` is linear, in [0, 1). ``mode`` is ``tiles`` or ``dense``. ``threads`` 0 means all cores the process may
     use. ``memory_limit_bytes`` None means no limit. ``calibrated`` False: nobody knows the µm/px, lengths are pixels.
     ``cam``: channels of the class whose activation map is kept of every tile. ``cluster``: threads of each worker of a
-    ``distributed`` client, where one scores. ``beside_bytes``: what another slide of the same call holds meanwhile.
+    ``distributed`` client, where one scores. ``readers``: processes that read for the threads. ``beside_bytes``: what
+    another slide of the same call holds meanwhile.
     """
 
     overlap: float = USUAL_OVERLAP
@@ -68,6 +70,7 @@ class Options:
     calibrated: bool = True
     cam: tuple[int, ...] = ()
     cluster: tuple[int, ...] = ()
+    readers: int = 0
     beside_bytes: int = 0
 
     @property
@@ -272,6 +275,8 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
         "the slide's tables of tiles": _table_bytes(plan),
         "the model's weights": 3 * plan.weights_bytes * (1 if _in_pieces(plan, 0) is None else 2),
     }
+    if readers := plan.options.readers:
+        always[f"{readers} processes that read"] = readers * (_READER_BYTES + block_bytes(plan, side))
     if plan.options.beside_bytes:
         always["the slide before"] = plan.options.beside_bytes
     finding = {"finding the tissue": finding_bytes(plan.lattice, plan.scratch)}

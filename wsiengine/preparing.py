@@ -97,7 +97,8 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None, scratch
 def _known(subject: Subject) -> dict[str, Any]:
     """Options that the identified run decides."""
     request = subject.request
-    return {"calibrated": subject.calibrated, "cluster": request.cluster, "threads": subject.threads}
+    how = {"threads": subject.threads, "readers": subject.readers, "cluster": request.cluster}
+    return how | {"calibrated": subject.calibrated}
 
 
 def _tissue(subject: Subject, scratch: Scratch) -> TissueMask:
