@@ -53,6 +53,7 @@ class Meanwhile:
         import scipy.ndimage  # noqa: F401  (slow to import)
 
         import wsiengine.store  # noqa: F401
+        import wsikernels.components  # noqa: F401
         from wsiengine.report import thumbnail
 
         return thumbnail(self._slide, over=self._over.is_set)

@@ -153,7 +153,10 @@ def _in_turn(
 ) -> list[tuple[bool, str]]:
     """Run all slides, telling ``reporter`` of each → outcome of each."""
     from wsiengine.events import InTurn
-    from wsiengine.series import infer_many
+    from wsiengine.models.session import open_early
+
+    open_early(args.model, args.precision, device=args.device, batch_size=args.batch_size)
+    from wsiengine.series import infer_many  # takes as long
 
     shown = InTurn(display)
 

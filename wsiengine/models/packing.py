@@ -6,7 +6,6 @@ import numpy as np
 
 from wsiengine.models.card import Card
 from wsiengine.models.parts import InputSpec
-from wsikernels.pack import pack_tiles, pack_tiles_nhwc
 
 _ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 
@@ -39,6 +38,8 @@ def pack(pixels: np.ndarray, origins: np.ndarray, card: Card, out: np.ndarray) -
         _pack_grey(pixels, origins, spec, out)
         return
     if spec.dtype != "uint8":
+        from wsikernels.pack import pack_tiles, pack_tiles_nhwc  # Numba, paid for by models that need it
+
         by_layout = pack_tiles if spec.layout == "NCHW" else pack_tiles_nhwc
         by_layout(pixels, origins, spec.scale, spec.bias, out)
         return
