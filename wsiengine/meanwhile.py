@@ -52,6 +52,7 @@ class Meanwhile:
             raise CancelledError
         import scipy.ndimage  # noqa: F401  (slow to import)
 
+        import wsiengine.finishing
         import wsiengine.store  # noqa: F401
         import wsikernels.components  # noqa: F401
         from wsiengine.report import thumbnail

@@ -42,7 +42,7 @@ def open_early(model: str, precision: str, *, device: str, batch_size: int | Non
     def open_it() -> None:
         with suppress(WsiError, OSError):
             card = load_model(model)
-            if card.task != "detect":  # whose first tile imports more: two threads that do are not safe in every library
+            if card.task != "detect":  # which imports more: no two threads should import at once
                 open_runtime(card, precision, device=device, batch_size=batch_size)
 
     with suppress(WsiError):
