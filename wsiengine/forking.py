@@ -1,8 +1,8 @@
 """A process forked off this one: ready at once, where a new interpreter would first load what this one has loaded.
 
 Only where nothing is loaded yet that may not survive it, and no thread runs but the one that waits for signals. As a
-new program would, the process starts with signals untouched, in a session of its own, and with no open file but those
-that are handed to it. It never returns to the code that forked it.
+new program would, the process starts with signals untouched and in a session of its own, and it never returns to the
+code that forked it. Files that others keep open here (a tool that looks on, say) stay open there.
 """
 
 import os
@@ -33,13 +33,13 @@ class Forked:
 
     Args:
         work: What it does → its exit code. It has the other end of ``stdin`` as its standard input.
-        keep: A file descriptor that it keeps.
+        without: File descriptors that are closed in it.
 
     Attributes:
         stdin: Its standard input, to write to.
     """
 
-    def __init__(self, work: Callable[[], int], keep: int) -> None:
+    def __init__(self, work: Callable[[], int], without: tuple[int, ...] = ()) -> None:
         self.returncode: int | None = None
         sys.stdout.flush()  # or both would write what is in the buffer
         sys.stderr.flush()
@@ -48,7 +48,8 @@ class Forked:
         try:
             self.pid = os.fork()
             if not self.pid:
-                _be_the_child(work, (reader, keep), (mask, parent))
+                os.dup2(reader, 0)
+                _be_the_child(work, (reader, writer, *without), (mask, parent))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(reader)
@@ -82,17 +83,16 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _be_the_child(work: Callable[[], int], files: tuple[int, int], before: tuple[set[Any], int]) -> NoReturn:
-    """``files``: what becomes standard input, and what is kept; ``before``: the parent's mask of signals and number."""
+def _be_the_child(work: Callable[[], int], without: tuple[int, ...], before: tuple[set[Any], int]) -> NoReturn:
+    """``without``: descriptors to close; ``before``: the parent's mask of signals, and its number."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
-        (reader, keep), (mask, parent) = files, before
-        os.dup2(reader, 0)
-        os.closerange(3, keep)
-        os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+        for descriptor in without:
+            os.close(descriptor)
+        mask, parent = before
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if os.getppid() == parent:  # else it has gone already
             code = work()

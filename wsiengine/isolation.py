@@ -113,7 +113,7 @@ class _Child:
         self._reports, report = os.pipe()
         # Its own session: Ctrl-C and Ctrl-Z come to the command, which hands them on. Standard input is its life-line.
         start = _fork if can_fork() else _spawn
-        self._process = start(slides, task, report)
+        self._process = start(slides, task, (self._reports, report))
         os.close(report)
 
     @property
@@ -204,11 +204,12 @@ class _Child:
             self._process.wait()
 
 
-def _fork(slides: Sequence[tuple[int, Any]], task: Task, report: int) -> Forked:
-    return Forked(partial(_run, report, slides, task), report)
+def _fork(slides: Sequence[tuple[int, Any]], task: Task, reports: tuple[int, int]) -> Forked:
+    return Forked(partial(_run, reports[1], slides, task), without=reports[:1])
 
 
-def _spawn(slides: Sequence[tuple[int, Any]], task: Task, report: int) -> "subprocess.Popen[bytes]":
+def _spawn(slides: Sequence[tuple[int, Any]], task: Task, reports: tuple[int, int]) -> "subprocess.Popen[bytes]":
+    report = reports[1]
     command = [sys.executable, "-m", "wsiengine.isolation", str(report)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(

@@ -68,8 +68,6 @@ def infer_many(
             place = Place(workers, before)
             listener(number, Event("start", {"slide": os.fspath(slide), "output": str(folder)}))
             running.append((place, pool.submit(_one, number, (slide, folder), place, listener, how)))
-            import wsiengine.graph  # noqa: F401  (slow to import: meanwhile)
-
             if before is not None:
                 yield _outcome(running.popleft()[1])
         for _, future in running:
