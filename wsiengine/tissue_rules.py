@@ -223,6 +223,9 @@ def _large(kinds: np.ndarray, kind: np.uint8, pixel_um: float, scratch: Scratch)
     def large(parts: Parts) -> np.ndarray:
         return parts.area * pixel_um**2 >= INK_UM2
 
+    in_all = sum(int(np.count_nonzero(kinds[rows] & kind)) for rows in strips(kinds.shape))
+    if in_all * pixel_um**2 < INK_UM2:
+        return scratch.zeros(kinds.shape, bool)
     return keep(kinds.shape, lambda rows: (kinds[rows] & kind) > 0, large, scratch=scratch)
 
 
