@@ -147,6 +147,14 @@ def test_glass_beside_filled_in_white() -> None:
     assert iou(segment(as_pixels(canvas), 8.0), truth) > 0.93
 
 
+def test_glass_of_many_colours_and_little_of_each() -> None:
+    """Twenty flat spots, no two alike, in noise."""
+    canvas = np.random.default_rng(3).integers(0, 256, (400, 400, 3), np.uint8)
+    for k in range(20):
+        canvas[20 * k : 20 * k + 9, :9] = 190 + 3 * k
+    assert 190 <= min(find_glass(canvas).colour) <= max(find_glass(canvas).colour) <= 250
+
+
 @pytest.mark.parametrize("ink", INKS)
 def test_pen_is_out_and_tissue_beside_it_stays(ink: str) -> None:
     canvas, truth = section()

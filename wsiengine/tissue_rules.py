@@ -98,7 +98,8 @@ def find_glass(rgb: np.ndarray) -> Glass:
     grey = np.rint((red + green + blue) / 3).astype(np.int64)
     counts = np.bincount(grey, minlength=258)
     near = counts + np.roll(counts, 1) + np.roll(counts, -1)
-    bright = int(np.flatnonzero(near >= max(enough, 0.2 * near.max()))[-1])  # the brightest that counts, …
+    counted = min(max(enough, 0.2 * near.max()), near.max())  # of scattered colours none may be enough by itself
+    bright = int(np.flatnonzero(near >= counted)[-1])  # the brightest that counts, …
     peak = bright - 4 + int(np.argmax(near[bright - 4 : bright + 1]))  # … at its summit
     red, green, blue = colours[np.abs(grey - peak) <= 3].mean(axis=0)  # a mean has fractions of a level
     return Glass((float(red), float(green), float(blue)), len(colours) / pixels)
