@@ -47,4 +47,4 @@ def open_early(model: str, precision: str, *, device: str, batch_size: int | Non
 
     with suppress(WsiError):
         import_onnxruntime()
-        threading.Thread(target=open_it, name="wsiengine-model", daemon=True).start()
+        threading.Thread(target=open_it, name="wsiengine-early", daemon=True).start()
