@@ -29,9 +29,9 @@ def tell(*words):
 
 def run(code: str) -> str:
     """What ``code`` prints, in an interpreter of its own: this one has libraries and threads."""
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code], env=environment(), capture_output=True, text=True, check=False, timeout=60
-    )
+    buffered = environment(PYTHONUNBUFFERED="")
+    command = [sys.executable, "-c", BEGIN + code]
+    done = subprocess.run(command, env=buffered, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
