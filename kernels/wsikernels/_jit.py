@@ -78,10 +78,13 @@ class _Forgiving:
         return getattr(self._cache, name)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
+        load = getattr(self._cache, "_load_overload", None)
         try:
+            if load is None:  # of another Numba
+                return self._cache.load_overload(signature, target_context)
             rtsys.initialize(target_context)  # what compiled code calls to allocate
             with self._cache._guard_against_spurious_io_errors():
-                return self._cache._load_overload(signature, target_context)
+                return load(signature, target_context)
         except Exception:  # damaged pickles raise anything
             self._forget()
             return None
