@@ -48,7 +48,6 @@ class Forked:
         try:
             self.pid = os.fork()
             if not self.pid:
-                os.dup2(reader, 0)
                 _be_the_child(work, (reader, writer, *without), (mask, parent))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -63,7 +62,10 @@ class Forked:
         """
         until = None if timeout is None else time.monotonic() + timeout
         while self.returncode is None:
-            pid, status = os.waitpid(self.pid, 0 if until is None else os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, 0 if until is None else os.WNOHANG)
+            except ChildProcessError:  # who started the command ignores SIGCHLD: nobody knows how it ended
+                pid, status = self.pid, 0
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
             elif until is not None and time.monotonic() > until:
@@ -84,12 +86,13 @@ class Forked:
 
 
 def _be_the_child(work: Callable[[], int], without: tuple[int, ...], before: tuple[set[Any], int]) -> NoReturn:
-    """``without``: descriptors to close; ``before``: the parent's mask of signals, and its number."""
+    """``without``: what becomes standard input, and more to close; ``before``: the parent's signal mask and number."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setsid()
+        os.dup2(without[0], 0)
         for descriptor in without:
             os.close(descriptor)
         mask, parent = before

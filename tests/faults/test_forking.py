@@ -85,6 +85,10 @@ print(told(process))
     assert run(code) == "late\n-15 -15\n(\"b'hello' b''\", 7)\n"
 
 
+def test_where_the_system_keeps_no_exit_codes() -> None:
+    assert run("signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(told(start(lambda: 3)))") == "('', 0)\n"
+
+
 @pytest.mark.parametrize(
     "loaded", ["import numpy", "import threading; threading.Thread(target=time.sleep, args=(1,)).start()"]
 )
