@@ -7,6 +7,7 @@ clock of the process that started it, and of the seconds that ``run.json`` state
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,8 +41,11 @@ def main() -> None:
     options = parser.parse_args()
     run(options.slide, options.model)
     print("first event   first tile   end, s")
+    rows = []
     for _ in range(options.repeats):
-        print("{:11.2f} {:12.2f} {:8.2f}".format(*run(options.slide, options.model)))
+        rows.append(run(options.slide, options.model))
+        print("{:11.2f} {:12.2f} {:8.2f}".format(*rows[-1]), flush=True)
+    print("{:11.2f} {:12.2f} {:8.2f}   medians".format(*map(statistics.median, zip(*rows, strict=True))))
 
 
 if __name__ == "__main__":

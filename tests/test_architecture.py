@@ -71,6 +71,16 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     assert out.strip() == "[]"
 
 
+def test_a_run_starts_without_what_only_its_end_needs() -> None:
+    """Each of these would keep the first tile waiting."""
+    late = {"numba", "scipy", "shapely", "geojson", "dask", "zarr", "onnxruntime"}
+    code = f"import sys, wsiengine.models.session, wsiengine.series; print(sorted({late!r} & set(sys.modules)))"
+    paths = f"{ROOT}:{ROOT / 'kernels'}"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": paths})
+    assert done.stdout.strip() == "[]"
+
+
 def test_running_a_model_never_imports_torch() -> None:
     code = "import sys, wsiengine.inference, wsiengine.report; print('torch' in sys.modules)"
     paths = f"{ROOT}:{ROOT / 'kernels'}"

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsiengine.decoding import Found, TileView, candidates, decode
+from wsiengine.decoding import Found, candidates, decode
 from wsiengine.errors import CardError, ScoreError
 from wsiengine.models.card import Card, parse_card
-from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP
+from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, TileView
 
 ALL = TOP | LEFT | BOTTOM | RIGHT
 

@@ -147,6 +147,21 @@ def test_glass_beside_filled_in_white() -> None:
     assert iou(segment(as_pixels(canvas), 8.0), truth) > 0.93
 
 
+def test_half_the_pitch_is_reduced_by_rounded_means() -> None:
+    pixels = np.random.default_rng(5).integers(0, 256, (146, 62, 3), np.uint8)
+    sums = pixels.reshape(73, 2, 31, 2, 3).sum(axis=(1, 3))
+    np.testing.assert_array_equal(tissue_module._reduce(pixels, 2), (sums + 2) // 4)
+    assert tissue_module._reduce(pixels, 1) is pixels
+
+
+def test_glass_of_many_colours_and_little_of_each() -> None:
+    """Twenty flat spots, no two alike, in noise."""
+    canvas = np.random.default_rng(3).integers(0, 256, (400, 400, 3), np.uint8)
+    for k in range(20):
+        canvas[20 * k : 20 * k + 9, :9] = 190 + 3 * k
+    assert 190 <= min(find_glass(canvas).colour) <= max(find_glass(canvas).colour) <= 250
+
+
 @pytest.mark.parametrize("ink", INKS)
 def test_pen_is_out_and_tissue_beside_it_stays(ink: str) -> None:
     canvas, truth = section()

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-import shapely
 
 from wsiengine.geometry import Lattice
 from wsiengine.scratch import strips
@@ -30,6 +29,8 @@ def analysed_mm2(truth: "Truth") -> float:
     rows, cols = (np.asarray(part) for part in lattice.inside())
     if truth.region_wkt is None:
         return cells_inside(covered, lattice) * lattice.cell_um2 / 1e6
+    import shapely
+
     region = shapely.from_wkt(truth.region_wkt)
     shapely.prepare(region)
     fy, fx = lattice.l0_per_cell

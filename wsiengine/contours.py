@@ -15,7 +15,6 @@ import numpy as np
 import shapely
 
 from wsiengine.scratch import IN_MEMORY, Scratch, strips
-from wsikernels.components import label_values
 
 _BATCH_EDGES = 100_000  # chained, smoothed and made into polygons at a time
 
@@ -70,6 +69,8 @@ def trace(labels: np.ndarray, *, smooth: bool = False, scratch: Scratch = IN_MEM
     """
     if labels.ndim != 2:
         raise ValueError(f"a label map has rows and columns, not the shape {labels.shape}")
+    from wsikernels.components import label_values  # Numba, paid for on first use
+
     return trace_components(*label_values(labels, scratch.zeros), smooth=smooth)
 
 

@@ -15,7 +15,7 @@ from wsiengine.errors import CardError, ScoreError
 from wsiengine.models.activation import activate
 from wsiengine.models.card import Card
 from wsiengine.models.detection import Detection, Merge
-from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects
+from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects, TileView
 from wsikernels.masks import cut_masks, mask_areas, paste_masks
 from wsikernels.pairs import IOS, IOU, overlapping_pairs, suppress
 
@@ -40,30 +40,6 @@ class Found:
     def take(self, index: np.ndarray) -> "Found":
         masks = None if self.masks is None else self.masks[index]
         return Found(self.boxes[index], self.scores[index], self.labels[index], masks, self.left_out)
-
-
-@dataclass(frozen=True, slots=True)
-class TileView:
-    """Where a tile lies, in working pixels.
-
-    Attributes:
-        number: Of the tile, row-major.
-        y, x: Its corner.
-        side_px: Its side.
-        slide_px: Height and width of the slide: what a tile has beyond is padding.
-        overlap_px: With the tiles beside it.
-        open: Sides, a sum of TOP … RIGHT, where the slide goes on.
-        beside: Those of them where the next tile is run, too.
-    """
-
-    number: int
-    y: int
-    x: int
-    side_px: int
-    slide_px: tuple[float, float]
-    overlap_px: int
-    open: int
-    beside: int
 
 
 def decode(outputs: Mapping[str, np.ndarray], card: Card) -> Found:

@@ -16,7 +16,7 @@ from wsiengine import __version__
 from wsiengine.attribution import channels_of, refuse_without_cam
 from wsiengine.dense import block_cells
 from wsiengine.errors import PlanError
-from wsiengine.finishing import Finish
+from wsiengine.finish import Finish
 from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.machine import usable_cores, usable_memory_bytes
@@ -30,7 +30,6 @@ from wsiengine.models.session import open_runtime
 from wsiengine.normalise import Recipe, parse_recipe
 from wsiengine.planning import USUAL_OVERLAP, Options, lattice_for
 from wsiengine.recipe import TILE_STEPS
-from wsiengine.regions import load_areas, load_region
 from wsiengine.slides import open_slide
 from wsiengine.slides.base import Slide
 from wsiengine.slides.reading import plausible
@@ -293,6 +292,8 @@ def _areas(request: Request, card: Card, slide: Slide) -> tuple[tuple[str, Any],
     """Of a detector's region: each annotation with its name."""
     if request.region is None or card.task != "detect":
         return ()
+    from wsiengine.regions import load_areas
+
     info = slide.info
     return tuple(load_areas(request.region, size_l0=info.size_l0, bounds_l0=info.bounds_l0, name="--region"))
 
@@ -339,6 +340,8 @@ def _open(request: Request, card: Card, recipe: Recipe, warnings: list[str]) -> 
 def _load(path: str | os.PathLike[str] | None, slide: Slide, name: str) -> Any:
     if path is None:
         return None
+    from wsiengine.regions import load_region
+
     return load_region(Path(path), size_l0=slide.info.size_l0, bounds_l0=slide.info.bounds_l0, name=name)
 
 

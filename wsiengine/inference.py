@@ -12,7 +12,7 @@ import numpy as np
 from wsiengine import __version__
 from wsiengine.errors import DeviceMemoryError, PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
-from wsiengine.finishing import Finish, make_annotations, refuse_unfit, summarise, write_annotations
+from wsiengine.finish import Finish, refuse_unfit
 from wsiengine.grid import blocks_of, tapered
 from wsiengine.identifying import Request, Subject, identify
 from wsiengine.journal import Journal, Recovered, in_words
@@ -247,6 +247,7 @@ def _finish(
     watch: Stopwatch,
 ) -> None:
     """Draft every result, then publish them together."""
+    from wsiengine.finishing import make_annotations, summarise, write_annotations
     from wsiengine.report import draw_overlay
     from wsiengine.store import write_store
 

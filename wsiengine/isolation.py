@@ -2,8 +2,8 @@
 
 Libraries that decode slides are written in C, and some file will end one of them. The command then lives on to say so:
 it has only looked on while a child process ran slide after slide, and starts another child for the rest. Blocks that
-were finished are in the slide's journal as after any other kill. A child costs nothing but its start: the command
-itself has loaded none of the libraries.
+were finished are in the slide's journal as after any other kill. A child costs little: the command itself has loaded
+none of the libraries, and so can be forked (:mod:`wsiengine.forking`); elsewhere a child is a new interpreter.
 
 A slide is blamed for the end of its process only when that happens again in a process where it is alone: the one
 before may have been reading ahead, or the machine may have been short of memory.
@@ -21,10 +21,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from wsiengine.errors import UnreadableSlide, WsiError
-from wsiengine.stopping import EXIT_CODE, stopping_soon
+from wsiengine.forking import Forked, can_fork
+from wsiengine.stopping import EXIT_CODE, leave, stopping_soon
 
 _LISTENER_GONE = 141  # of the child: its standard output was closed
 _BLAME_AFTER = 2  # processes that a slide may end
@@ -109,17 +111,10 @@ class _Child:
         self._patience_s = task.patience_s
         self._paused = False
         self._reports, report = os.pipe()
-        command = [sys.executable, "-m", "wsiengine.isolation", str(report)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         # Its own session: Ctrl-C and Ctrl-Z come to the command, which hands them on. Standard input is its life-line.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=[report], env=environment, start_new_session=True
-        )
+        start = _fork if can_fork() else _spawn
+        self._process = start(slides, task, (self._reports, report))
         os.close(report)
-        with suppress(BrokenPipeError):  # it ended at once: its exit code tells
-            assert self._process.stdin is not None
-            self._process.stdin.write(pickle.dumps((slides, task)))
-            self._process.stdin.flush()
 
     @property
     def reason(self) -> str:
@@ -209,6 +204,24 @@ class _Child:
             self._process.wait()
 
 
+def _fork(slides: Sequence[tuple[int, Any]], task: Task, reports: tuple[int, int]) -> Forked:
+    return Forked(partial(_run, reports[1], slides, task), without=reports[:1])
+
+
+def _spawn(slides: Sequence[tuple[int, Any]], task: Task, reports: tuple[int, int]) -> "subprocess.Popen[bytes]":
+    report = reports[1]
+    command = [sys.executable, "-m", "wsiengine.isolation", str(report)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, pass_fds=[report], env=environment, start_new_session=True
+    )
+    with suppress(BrokenPipeError):  # it ended at once: its exit code tells
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps((slides, task)))
+        process.stdin.flush()
+    return process
+
+
 class _Reports:
     """The child's side of the pipe."""
 
@@ -238,8 +251,15 @@ class _Reports:
 
 
 def _main(descriptor: int) -> int:
+    """Of a new interpreter, which is told by its standard input what to do."""
     _end_with_the_command()
     slides, task = pickle.load(sys.stdin.buffer)
+    return _run(descriptor, slides, task)
+
+
+def _run(descriptor: int, slides: Sequence[tuple[int, Any]], task: Task) -> int:
+    """The child's work → its exit code."""
+    _end_with_the_command()
     threading.Thread(target=_live_with_the_command, daemon=True).start()
     try:
         with stopping_soon(""):
@@ -267,14 +287,5 @@ def _live_with_the_command() -> None:
     os._exit(EXIT_CODE)
 
 
-def _leave(code: int) -> NoReturn:
-    """End at once: all is on the disk and told, and taking the libraries down would keep the command waiting."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody listens, or it is closed
-            if stream is not None:  # where the command was started without it
-                stream.flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    _leave(_main(int(sys.argv[1])))
+    leave(_main(int(sys.argv[1])))

@@ -52,7 +52,9 @@ class Meanwhile:
             raise CancelledError
         import scipy.ndimage  # noqa: F401  (slow to import)
 
+        import wsiengine.finishing
         import wsiengine.store  # noqa: F401
+        import wsikernels.components  # noqa: F401
         from wsiengine.report import thumbnail
 
         return thumbnail(self._slide, over=self._over.is_set)

@@ -16,6 +16,30 @@ TOP, LEFT, BOTTOM, RIGHT = 1, 2, 4, 8  # sides on which a tile's border cut an o
 _LENGTH = struct.Struct("<I")
 
 
+@dataclass(frozen=True, slots=True)
+class TileView:
+    """Where a tile lies, in working pixels.
+
+    Attributes:
+        number: Of the tile, row-major.
+        y, x: Its corner.
+        side_px: Its side.
+        slide_px: Height and width of the slide: what a tile has beyond is padding.
+        overlap_px: With the tiles beside it.
+        open: Sides, a sum of TOP … RIGHT, where the slide goes on.
+        beside: Those of them where the next tile is run, too.
+    """
+
+    number: int
+    y: int
+    x: int
+    side_px: int
+    slide_px: tuple[float, float]
+    overlap_px: int
+    open: int
+    beside: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Objects:
     """n objects, one array each.

@@ -41,8 +41,9 @@ class Parts:
         for strip in strips(self._shape):
             first, stop = max(rows.start, strip.start), min(rows.stop, strip.stop)
             if first < stop:
-                own = _label(self._mask(strip), self._connectivity)[0][first - strip.start : stop - strip.start]
-                found.append(self._tables[strip.start][own])
+                mask = self._mask(strip).view(np.uint8)
+                own = cv2.connectedComponents(mask, connectivity=self._connectivity)[1]  # as in label_parts
+                found.append(self._tables[strip.start][own[first - strip.start : stop - strip.start]])
         return np.concatenate(found) if len(found) > 1 else found[0]
 
     def chosen(self, wanted: np.ndarray) -> np.ndarray:
@@ -116,7 +117,8 @@ def _touching(above: np.ndarray, below: np.ndarray, connectivity: int) -> np.nda
     if connectivity == 8:
         pairs += [np.stack([above[1:], below[:-1]], axis=1), np.stack([above[:-1], below[1:]], axis=1)]
     both = np.concatenate(pairs)
-    return np.unique(both[(both > 0).all(axis=1)], axis=0)
+    both = both[(both > 0).all(axis=1)]
+    return both[np.append(True, (both[1:] != both[:-1]).any(axis=1))[: len(both)]]  # of a run of the same, the first
 
 
 def _joined(pairs: np.ndarray, total: int) -> tuple[np.ndarray, int]:
@@ -136,5 +138,5 @@ def _joined(pairs: np.ndarray, total: int) -> tuple[np.ndarray, int]:
         low, high = sorted((root(one), root(other)))
         parent[high] = low
     first = np.fromiter((root(label) for label in range(total)), np.int64, total)
-    kept, number = np.unique(first, return_inverse=True)
-    return number.astype(np.int32), len(kept)
+    number = np.cumsum(first == np.arange(total), dtype=np.int32) - 1  # of those that are their part's first label
+    return number[first], int(number[-1]) + 1

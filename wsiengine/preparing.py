@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import shapely
 
 from wsiengine.areas import cells_inside
 from wsiengine.attribution import channels_of
@@ -17,7 +16,6 @@ from wsiengine.identifying import Subject, finder_of
 from wsiengine.job import Job
 from wsiengine.normalise import Normaliser, fit_normaliser
 from wsiengine.planning import Plan, choose_tiles, make_plan
-from wsiengine.regions import points_inside, rasterise
 from wsiengine.scratch import IN_MEMORY, Scratch
 from wsiengine.tasks import task_of
 from wsiengine.tissue import TissueMask, find_tissue, tissue_bytes, tissue_lattice
@@ -123,6 +121,10 @@ def _inside(subject: Subject, scratch: Scratch) -> tuple[np.ndarray | None, np.n
     region, lattice = subject.region, subject.grid.lattice
     if region is None:
         return None, None, None
+    import shapely
+
+    from wsiengine.regions import points_inside, rasterise
+
     y, x = subject.grid.centres_l0()
     tiles = points_inside(region, y[:, None], x[None, :])
     cells = rasterise(region, lattice, scratch)

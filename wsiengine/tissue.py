@@ -13,19 +13,20 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import shapely
 
 from wsiengine import tissue_rules
-from wsiengine.contours import trace
 from wsiengine.errors import OutputError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.scratch import IN_MEMORY, Scratch
 from wsiengine.slides.base import Level, Slide, SlideInfo
 from wsiengine.slides.reading import best_level, require_mpp
+
+if TYPE_CHECKING:
+    import shapely
 
 TISSUE_UM = 8.0  # µm per pixel of the mask: a few cells wide, and a level that most pyramids come near
 _MAGIC = b"wsiengine tissue 1\n"
@@ -119,9 +120,13 @@ class TissueMask:
             out[start:stop] = _interval_means(by_rows.T, edges_x).T
         return np.clip(out, 0, 1, out=out)
 
-    def polygons_l0(self) -> list[shapely.Polygon]:
+    def polygons_l0(self) -> "list[shapely.Polygon]":
         """One polygon per connected piece, holes kept, along pixel edges, in level-0 pixels (x, y), clipped to the
         slide."""
+        import shapely
+
+        from wsiengine.contours import trace
+
         scale = np.array(self.lattice.l0_per_cell[::-1])
         limit = np.array([self.size_l0.width, self.size_l0.height], float)
         polygons = trace(self.mask.view(np.uint8)).polygons
@@ -268,12 +273,11 @@ def _level(info: SlideInfo, lattice: Lattice, steps: int) -> Level:
 
 
 def _reduce(pixels: np.ndarray, steps: int) -> np.ndarray:
-    """Means of ``steps`` × ``steps`` pixels, rounded."""
+    """Means of ``steps`` × ``steps`` pixels (1 or 2), rounded half up."""
     if steps == 1:
         return pixels
     rows, cols = pixels.shape[0] // steps, pixels.shape[1] // steps
-    total = pixels.reshape(rows, steps, cols, steps, 3).sum(axis=(1, 3), dtype=np.uint16)
-    return ((total + steps * steps // 2) // (steps * steps)).astype(np.uint8)
+    return cv2.resize(pixels, (cols, rows), interpolation=cv2.INTER_AREA)  # of 2 × 2 pixels in whole numbers
 
 
 # --- showing -------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Any
 import numba
 from numba import types
 from numba.core import config as _config
+from numba.core.runtime import rtsys
 
 config: Any = _config  # its members are made at run time
 JIT_OFF = bool(config.DISABLE_JIT)
@@ -65,7 +66,9 @@ def jit(signature: tuple | None = None, *, inline: bool = False) -> Callable[[Ca
 class _Forgiving:
     """Numba's cache of one kernel, on a disk that may be full, or may have lost power while the cache was written.
 
-    What cannot be kept, or cannot be read back, is compiled again: compiled code is worth 20 s, never an error.
+    What cannot be kept, or cannot be read back, is compiled again: compiled code is worth 20 s, never an error. What is
+    read back is all that is loaded: numba by itself would first import whatever it could compile with, scipy's linear
+    algebra included (0.4 s of each process). It still does so where there is anything to compile.
     """
 
     def __init__(self, cache: Any) -> None:
@@ -75,8 +78,13 @@ class _Forgiving:
         return getattr(self._cache, name)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
+        load = getattr(self._cache, "_load_overload", None)
         try:
-            return self._cache.load_overload(signature, target_context)
+            if load is None:  # of another Numba
+                return self._cache.load_overload(signature, target_context)
+            rtsys.initialize(target_context)  # what compiled code calls to allocate
+            with self._cache._guard_against_spurious_io_errors():
+                return load(signature, target_context)
         except Exception:  # damaged pickles raise anything
             self._forget()
             return None

@@ -9,10 +9,23 @@ from tests.faults.runs import COMMAND, contents, environment
 
 # Planted in the children: reading level 0 of a slide ends or holds up the process, as a fault in a C library would.
 FAULTS = """
-import ctypes, os, signal, time
-import wsiengine.slides.direct as direct
+import ctypes, importlib.util, os, signal, sys, time
 seen = []
-original = direct.DirectReader.read_into
+original = None
+class Planting:  # once the module is loaded: the command itself never loads it
+    def find_spec(self, name, path, target=None):
+        if name != "wsiengine.slides.direct":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            global original
+            load(module)
+            original, module.DirectReader.read_into = module.DirectReader.read_into, read_into
+        spec.loader.exec_module = exec_module
+        return spec
+sys.meta_path.insert(0, Planting())
 def read_into(self, level, box, out):
     name = os.path.basename(self._source.path)
     if name.startswith("crash") and box.x0 > 600:
@@ -30,7 +43,6 @@ def read_into(self, level, box, out):
     if name.startswith("hold"):  # and the interpreter with it
         ctypes.PyDLL(None).sleep(600)
     return original(self, level, box, out)
-direct.DirectReader.read_into = read_into
 """
 
 

@@ -96,7 +96,7 @@ class StageBoard:
 
     def watch(self) -> None:
         """Wrap the functions of the run in this process, so that each notes its stage."""
-        from wsiengine import inference, journal, output, report, store
+        from wsiengine import finishing, inference, journal, output, report, store
 
         self._wrap(inference, "identify", "open")
         self._wrap(inference, "prepare", "tissue")
@@ -104,7 +104,7 @@ class StageBoard:
         self._wrap(journal.Journal, "_append", "journal", after="blocks")
         self._count_tiles(journal.Journal)
         self._wrap(store, "write_store", "map")
-        self._wrap(inference, "write_annotations", "annotations")
+        self._wrap(finishing, "write_annotations", "annotations")
         self._wrap(report, "draw_overlay", "overlay")
         self._wrap(inference, "run_facts", "run.json")
         self._wrap(output.Workspace, "publish", "publish", after="end")

@@ -142,6 +142,7 @@ def test_stopping_the_command_stops_its_process(
     await_lock(tmp_path / "out" / names[0] if len(names) > 1 else tmp_path / "out", process)
     children = _children(process.pid)
     assert len(children) == 1
+    assert _program(children[0]) == _program(process.pid)  # forked
     if names == ("hold",):
         time.sleep(1)  # into the call that does not come back
     process.send_signal(number)
@@ -159,6 +160,10 @@ def test_stopping_the_command_stops_its_process(
 
 def _children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _program(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_without_a_fault_it_is_one_process_and_the_same_bytes(
@@ -210,7 +215,7 @@ def test_nobody_listens_any_more(slide: Path, tmp_path: Path, names: str) -> Non
 
 @pytest.mark.parametrize("streams", ["sys.stdout = None", "sys.stdout.close()", ""])
 def test_a_child_ends_with_its_code_whatever_its_output_is(streams: str) -> None:
-    code = f"import sys; from wsiengine.isolation import _leave; print('told'); {streams}\n_leave(3)"
+    code = f"import sys; from wsiengine.stopping import leave; print('told'); {streams}\nleave(3)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (3, "")
     assert streams == "sys.stdout = None" or done.stdout == "told\n"

@@ -32,6 +32,26 @@ def test_without_a_usable_home_code_is_kept_among_temporary_files(tmp_path):
 
 
 @pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
+def test_what_was_compiled_before_is_loaded_without_the_compiler(tmp_path):
+    """Which imports hundreds of modules; where it is needed after all, both kinds of kernel work together."""
+    script = tmp_path / "sums.py"
+    script.write_text(
+        "import sys, numpy as np; from wsikernels._jit import jit; from wsikernels.stain import _apply\n"
+        "from wsikernels.components import label_components\n"
+        "count = label_components(np.eye(3, dtype=bool))[1]\n"
+        "print(count, 'numba.np.arraymath' in sys.modules, _apply.stats.cache_hits)\n"
+        "@jit()\n"
+        "def total(values): return values.sum()\n"
+        "if len(sys.argv) > 1: print(total(np.arange(4.0)), len(total.signatures))\n"
+    )
+    runs = [f"import runpy, sys; sys.argv += {more}; runpy.run_path({str(script)!r})" for more in ([], [], [1], [1])]
+    first, second, compiled, kept = (run(code, NUMBA_CACHE_DIR=str(tmp_path)).stdout.split() for code in runs)
+    assert first[:2] == ["1", "True"]
+    assert second[:2] == ["1", "False"]
+    assert compiled == ["1", "False", *second[2:], "6.0", "1"] == kept
+
+
+@pytest.mark.skipif(JIT_OFF, reason="nothing is compiled")
 def test_where_nothing_can_be_written_kernels_still_work(tmp_path):
     code = f"import wsikernels._jit as j; j._parents = lambda: iter(()); {USE}; print(j.cache_folder())"
     assert run(code, HOME="/dev/null", TMPDIR=str(tmp_path)).stdout.split() == ["1", "None"]

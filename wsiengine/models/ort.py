@@ -4,14 +4,14 @@ import os
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsiengine.errors import CardError, DependencyError, IntegrityError, ProviderError
 from wsiengine.models.card import Card
-from wsiengine.models.cutting import Map, cut
 from wsiengine.models.integrity import check_onnx
-from wsiengine.models.onnx_graph import read_graph
-from wsiengine.models.pieces import Pieces
+
+if TYPE_CHECKING:
+    from wsiengine.models.pieces import Pieces
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -154,12 +154,16 @@ def open_other(card: Card, file: str, first: Any) -> Any:
     return session
 
 
-def open_pieces(card: Card, outputs: list[str]) -> Pieces | None:
+def open_pieces(card: Card, outputs: list[str]) -> "Pieces | None":
     """The network of ``card`` in parts that run over large images piece by piece, on the CPU; None where none fit.
 
     Raises:
         IntegrityError: The file is no longer the one of the card.
     """
+    from wsiengine.models.cutting import Map, cut
+    from wsiengine.models.onnx_graph import read_graph
+    from wsiengine.models.pieces import Pieces
+
     try:
         encoded = card.model_path.read_bytes()
     except OSError as error:

@@ -6,7 +6,6 @@ import numpy as np
 
 from wsiengine.models.card import Card
 from wsiengine.models.parts import InputSpec
-from wsikernels.pack import copy_tiles, pack_tiles, pack_tiles_nhwc
 
 _ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 
@@ -39,15 +38,20 @@ def pack(pixels: np.ndarray, origins: np.ndarray, card: Card, out: np.ndarray) -
         _pack_grey(pixels, origins, spec, out)
         return
     if spec.dtype != "uint8":
+        from wsikernels.pack import pack_tiles, pack_tiles_nhwc  # Numba, paid for by models that need it
+
         by_layout = pack_tiles if spec.layout == "NCHW" else pack_tiles_nhwc
         by_layout(pixels, origins, spec.scale, spec.bias, out)
         return
-    if spec.layout == "NHWC":
+    if spec.layout == "NHWC" and len(out) > 1:  # a batch
+        from wsikernels.pack import copy_tiles
+
         copy_tiles(pixels, origins, out)
         return
-    height, width = out.shape[2:4]
+    height, width = out.shape[1:3] if spec.layout == "NHWC" else out.shape[2:4]
     for tile, (y, x) in zip(out, origins.tolist(), strict=True):
-        tile[...] = pixels[y : y + height, x : x + width].transpose(2, 0, 1)
+        view = pixels[y : y + height, x : x + width]
+        tile[...] = view if spec.layout == "NHWC" else view.transpose(2, 0, 1)
 
 
 def _pack_grey(pixels: np.ndarray, origins: np.ndarray, spec: InputSpec, out: np.ndarray) -> None:

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,8 +29,10 @@ from wsiengine.models.feeding import AHEAD, Feeder
 from wsiengine.models.integrity import check_files
 from wsiengine.models.ort import CPU, first_line, open_other, open_pieces, open_sessions, ort_errors
 from wsiengine.models.packing import aligned, checked_origins, pack
-from wsiengine.models.pieces import Pieces
 from wsiengine.models.pinned import pin
+
+if TYPE_CHECKING:
+    from wsiengine.models.pieces import Pieces
 
 CUDA_BATCH = 64
 _NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
@@ -216,7 +218,7 @@ class Runtime:
     def _map_names(self) -> list[str]:
         return [name for name in (self.card.outputs.cam, self.card.outputs.gate_map) if name is not None]
 
-    def _in_pieces(self) -> Pieces | None:
+    def _in_pieces(self) -> "Pieces | None":
         """What runs the network over a block piece by piece, on the CPU; None: it cannot be cut."""
         with self._cutting:
             if not self._cut:

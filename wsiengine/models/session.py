@@ -1,8 +1,13 @@
 """A model's runtime in the number format that was asked for, or that fits the device."""
 
+import threading
+from contextlib import suppress
+
+from wsiengine.errors import WsiError
 from wsiengine.models.card import Card
-from wsiengine.models.ort import CPU
+from wsiengine.models.ort import CPU, import_onnxruntime
 from wsiengine.models.precision import REFERENCE, choose_precision
+from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime, shared_runtime
 
 
@@ -25,3 +30,21 @@ def open_runtime(
     if chosen == REFERENCE:
         return runtime
     return shared_runtime(card.at(chosen), device=device, threads=threads, batch_size=batch_size)
+
+
+def open_early(model: str, precision: str, *, device: str, batch_size: int | None) -> None:
+    """Begin to open a runtime that a run will soon ask for, on a thread of its own: ONNX Runtime needs a tenth of a
+    second for it, and lets go of the interpreter meanwhile. What is wrong with the model that run will say.
+
+    Args: as for :func:`wsiengine.models.registry.load_model` and :func:`open_runtime`.
+    """
+
+    def open_it() -> None:
+        with suppress(WsiError, OSError):
+            card = load_model(model)
+            if card.task != "detect":  # which imports more: no two threads should import at once
+                open_runtime(card, precision, device=device, batch_size=batch_size)
+
+    with suppress(WsiError):
+        import_onnxruntime()
+        threading.Thread(target=open_it, name="wsiengine-early", daemon=True).start()

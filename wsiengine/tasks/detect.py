@@ -8,13 +8,12 @@ import numpy as np
 
 from wsiengine.classes import Colour
 from wsiengine.crops import crop_side_px
-from wsiengine.decoding import TileView
 from wsiengine.geometry import Box, Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.models.card import Card
 from wsiengine.models.detection import Head, Second
 from wsiengine.models.parts import ClassInfo
-from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects
+from wsiengine.objects import BOTTOM, LEFT, RIGHT, TOP, Objects, TileView
 from wsiengine.scratch import IN_MEMORY, Scratch, strips
 from wsiengine.tasks.classify import MapLayout
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiengine.crops import columns, second_stage
-from wsiengine.decoding import TileView, candidates, decode, with_extra
+from wsiengine.decoding import candidates, decode, with_extra
 from wsiengine.errors import ModelError, ScoreError
 from wsiengine.geometry import Box
 from wsiengine.grid import Axis, Block, TileGrid
 from wsiengine.journal import Journal, Recovered
 from wsiengine.merging import merge
 from wsiengine.models.card import Card
-from wsiengine.objects import Objects, joined, objects_from_bytes, objects_of
+from wsiengine.objects import Objects, TileView, joined, objects_from_bytes, objects_of
 from wsiengine.scratch import strips
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import Packed, View
