@@ -70,6 +70,12 @@ def run_box(block: Box, wanted: np.ndarray) -> Box:
     return around.intersect(block)
 
 
+def wanted_around(block: Box, wanted: np.ndarray, card: Card) -> np.ndarray:
+    """Which cells of what a block reads, halo included, the whole run wants of this block: (rows, cols) bool."""
+    halo = card.dense.halo_px // card.output_stride_px if card.dense else 0
+    return np.pad(wanted[run_box(block, wanted).slices], halo)
+
+
 def window_means(cells: np.ndarray, grid: TileGrid, *, gated: bool, scratch: Scratch = IN_MEMORY) -> np.ndarray:
     """Scores of all windows from the map of scores.
 

@@ -56,6 +56,11 @@ class Graph:
     plain: bool = True
     _versions: bytearray = field(default_factory=bytearray)
 
+    @property
+    def makers(self) -> dict[str, Node]:
+        """The operator that gives each tensor."""
+        return {name: node for node in self.nodes for name in node.outputs}
+
     def needed(self, outputs: Iterable[str], given: Iterable[str]) -> list[Node]:
         """Operators that ``outputs`` take where the tensors ``given`` are there already."""
         there, wanted, found = set(given), set(outputs), []

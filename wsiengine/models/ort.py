@@ -8,14 +8,16 @@ from typing import Any
 
 from wsiengine.errors import CardError, DependencyError, IntegrityError, ProviderError
 from wsiengine.models.card import Card
-from wsiengine.models.cutting import Map, cut
+from wsiengine.models.cutting import PIECE_BYTES, USUAL_SIDE_PX, Part, cut
 from wsiengine.models.integrity import check_onnx
+from wsiengine.models.maps import Map
 from wsiengine.models.onnx_graph import read_graph
 from wsiengine.models.pieces import Pieces
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+_AS_ASKED = 1  # ONNX Runtime's kSameAsRequested: memory grows by what is wanted, not to twice of what is there
 _KINDS = {"cuda": CUDA, "tensorrt": TENSORRT}
 
 
@@ -164,14 +166,27 @@ def open_pieces(card: Card, outputs: list[str]) -> Pieces | None:
         raise IntegrityError(f"{card.model_path.name} was changed while it was in use.", hint="start again.")
     graph = read_graph(memoryview(encoded))
     image = Map(1, card.input.channels, 2 if card.input.layout == "NCHW" else 1)
-    parts = cut(graph, image, outputs)
+    halo_px = card.dense.halo_px if card.dense else 0
+    parts = cut(graph, image, outputs, card.dense.block_px + 2 * halo_px if card.dense else USUAL_SIDE_PX)
     if not parts:
         return None
     ort = import_onnxruntime()
-    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part))
+    shared = any(_large(part) for part in parts)
+    if shared:  # raised once per process; a second time changes nothing
+        ort.create_and_register_allocator(
+            ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT),
+            ort.OrtArenaCfg(0, _AS_ASKED, -1, -1),
+        )
+    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part, shared=shared), halo_px)
 
 
-def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = None) -> Any:
+def _large(part: Part) -> bool:
+    """Whether its maps are of a size that the C library takes from the system each time, page by page."""
+    return not part.side_px or 4 * part.width * part.side_px**2 > PIECE_BYTES
+
+
+def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = None, *, shared: bool = False) -> Any:
+    """``shared``: its memory is that of all sessions of the process that share it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # see :mod:`wsiengine.models.runtime`
     options.inter_op_num_threads = 1
@@ -179,7 +194,8 @@ def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = No
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what matters comes back as an exception
     if isinstance(model, bytes):  # a part of a network: each would keep memory of its own for pieces of every shape
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena, options.enable_mem_pattern = shared, False
+        options.add_session_config_entry("session.use_env_allocators", str(int(shared)))
         name = f"a part of {card.model_path.name}"
     else:
         model = model or card.model_path

@@ -130,8 +130,12 @@ class Runtime:
         return scores
 
     def working(self) -> AbstractContextManager[None]:
-        """For a thread that will ask for scores again and again, while it does: batches then wait for its tiles."""
-        return nullcontext() if self._feeder is None else self._feeder.worker()
+        """For a thread that will ask for scores again and again, while it does: batches then wait for its tiles, and
+        it helps with the last blocks of others.
+        """
+        if self._feeder is not None:
+            return self._feeder.worker()
+        return nullcontext() if self._pieces is None else self._pieces.team.working()
 
     def batches(self) -> dict[str, float] | None:
         """On a GPU: batches run, tiles and rows in them, and seconds that sessions were at work."""
@@ -169,11 +173,12 @@ class Runtime:
             else:
                 yield from ([array[k : k + 1] for array in found] for k in range(len(part)))
 
-    def maps(self, pixels: np.ndarray, *, tolerant: bool = False) -> np.ndarray:
+    def maps(self, pixels: np.ndarray, *, wanted: np.ndarray | None = None, tolerant: bool = False) -> np.ndarray:
         """The network run once over a whole block: its map of scores, one per cell.
 
         Args:
             pixels: (rows, cols, 3) uint8 RGB, whole numbers of cells; normalised by the card's recipe.
+            wanted: (rows / stride, cols / stride) bool: cells that are wanted; others may hold anything finite.
             tolerant: Cells of NaN or infinity are not scored (NaN), and no error.
 
         Returns:
@@ -197,7 +202,7 @@ class Runtime:
             cam, *gate = self._run(batch, names)
         else:
             with self._told(batch.shape):
-                cam, *gate = pieces.run(batch, names)
+                cam, *gate = pieces.run(batch, names, wanted)
         parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
         found = np.concatenate(parts, axis=-1, dtype=np.float32)
         wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
