@@ -22,6 +22,7 @@ from wsiengine.models.card import Card
 from wsiengine.scratch import IN_MEMORY, Scratch
 
 RING_CELLS = 1
+STRIP_PX = 1024  # rows of a block read at once: pixels of a finer level take several times the memory of its own
 _STEP_CELLS = 4  # by which a part of a block grows: few shapes, so that the session's memory is used again
 _STRIP = 1 << 20  # sums held at once
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiengine.dense import run_box
+from wsiengine.dense import STRIP_PX, run_box
 from wsiengine.errors import ScoreError
 from wsiengine.geometry import Box
 from wsiengine.grid import Block, TileGrid
@@ -146,6 +146,19 @@ def _normalised_view(job: Job, block: Block, box: Box) -> tuple[View, float, flo
 
 def _read(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels, and where a slide that is read in spite of damage could not be decoded."""
+    if not job.dense:
+        return _read_at_once(job, box)
+    pixels, bad = np.empty((*box.shape, 3), np.uint8), None
+    for strip in box.pieces(STRIP_PX, box.width):
+        rows = strip.relative_to(box).slices
+        pixels[rows], marked = _read_at_once(job, strip)
+        if marked is not None:
+            bad = np.zeros(box.shape, bool) if bad is None else bad
+            bad[rows] = marked
+    return pixels, bad
+
+
+def _read_at_once(job: Job, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
     if job.runtime.card.input.deep:
         return read_deep(job.slide, box, job.grid.lattice.mpp), None
     if isinstance(job.slide, TolerantSlide):

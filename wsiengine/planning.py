@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiengine.dense import block_cells, run_box
+from wsiengine.dense import STRIP_PX, block_cells, run_box
 from wsiengine.dense import work as dense_work
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
 from wsiengine.geometry import Lattice, Mpp
@@ -234,7 +234,8 @@ def block_bytes(plan: Plan, side: int) -> int:
     """Pixels of one block in memory: as read from the best level, resampled, and normalised."""
     grid = plan.grid
     if plan.options.mode == "dense":
-        return int(3 * _dense_side_px(plan, side) ** 2 * (source_px_per_px(plan) + 2))
+        side_px = _dense_side_px(plan, side)
+        return int(3 * side_px * (2 * side_px + min(side_px, STRIP_PX) * (source_px_per_px(plan) + 1)))
     across = min(side, max(grid.shape))
     side_px = (across - 1) * grid.stride_px + grid.tile_px
     one_by_one = plan.card.input.resample == PER_TILE or (plan.job and plan.job.normaliser.tile_steps)

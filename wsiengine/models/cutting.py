@@ -5,9 +5,9 @@ Over a large image the wide maps pass through main memory. Cut at the narrow map
 the few cells around that the step looks at, and caches hold the piece; what is put together is the map in one piece. A
 part reaches much less far than the network, so that its margin costs little.
 
-Networks that are as wide outside their steps as inside (ResNet) compute more per byte, so that caches matter little; but
-over a large image their early maps take gigabytes. They are cut where all goes through one map, into the parts that cost
-least: margins against maps written and read. Their pieces are larger, since such parts reach further.
+Networks that are as wide outside their steps as inside (ResNet) compute more per byte, so that caches matter little;
+but over a large image their early maps take gigabytes. They are cut where all goes through one map, into the parts that
+cost least: margins against maps written and read. Their pieces are larger, since such parts reach further.
 
 :mod:`wsiengine.models.pieces` runs what is cut here. Pure.
 """

@@ -89,13 +89,15 @@ class Pieces:
 
         Args:
             batch: (1, …), the network's input; its sides are multiples of the network's stride.
-            wanted: (rows, cols) bool: cells of the maps that are wanted; others are unspecified. All, by default.
+            wanted: (rows, cols) bool: cells of the maps that are wanted; others may be anything. All, if none is.
         """
         arrays, maps = {self._source: batch}, {self._source: self._image}
         borrowed: dict[str, np.ndarray] = {}
         y = self._image.y_axis
         whole = Box(0, 0, *batch.shape[y : y + 2])
         memory = self._memory.of_this_thread()
+        if wanted is not None and not wanted.any():
+            wanted = None
 
         def between(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
             if name in outputs:
