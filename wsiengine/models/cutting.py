@@ -24,6 +24,7 @@ _NARROW = 3  # times as wide as where it is cut must a part be inside; a cut cos
 PIECE_BYTES = 2 << 20  # of a part's widest map in one piece, as float32
 _MOST_MARGIN = 1 / 10  # of a piece's side, both sides together; a part that reaches further has no pieces
 WIDE_BYTES = 80 << 20  # as PIECE_BYTES, where a network is as wide outside its steps as inside
+_MOST_WIDE_SIDE_PX = 2176  # several pieces to a block, so that threads can share it
 _MOST_WIDE_MARGIN = 1 / 3
 _COPIED = 400  # multiplications in the time in which a number is written to a map and read again
 _IN_ONE_PIECE = 99  # pieces in a row, as which a part without pieces counts: it would take gigabytes
@@ -226,8 +227,10 @@ def _part(network: _Network, inputs: tuple[str, ...], outputs: tuple[str, ...], 
         for reach in ("before_px", "after_px")
     )
     widest = max(image.width for image in within.values())
-    side = int(math.sqrt(piece_bytes / (4 * widest))) // stride * stride
-    if before + after > side * (_MOST_MARGIN if piece_bytes == PIECE_BYTES else _MOST_WIDE_MARGIN):
+    wide = piece_bytes == WIDE_BYTES
+    side = int(math.sqrt(piece_bytes / (4 * widest)))
+    side = (min(side, _MOST_WIDE_SIDE_PX) if wide else side) // stride * stride
+    if before + after > side * (_MOST_WIDE_MARGIN if wide else _MOST_MARGIN):
         side = 0
     work = sum(image.width * image.taps for image in within.values())
     return Part(inputs, outputs, {name: maps[name] for name in outputs}, stride, before, after, side, widest, work)

@@ -68,16 +68,17 @@ class Pieces:
         self._memory = _Memory()
         self.team = Team()
 
-    def memory_bytes(self, image_px: int) -> int:
-        """What :meth:`run` takes at most in one thread for an image of so many pixels; measured four fifths of it.
+    def memory_bytes(self, image_px: int) -> tuple[int, int]:
+        """What :meth:`run` takes at most for an image of so many pixels, and what each thread takes that runs pieces;
+        measured four fifths of it.
 
-        Two maps between parts, the two widest of a part that runs in one piece, and a few pieces.
+        Two maps between parts, and the two widest of a part that runs in one piece; a few pieces.
         """
         widths = {name: lies.width for part in self._parts for name, lies in part.maps.items()}
         between = max(sum(widths.get(name, 0) for name in (*part.inputs, *part.outputs)) for part in self._parts)
         at_once = max((part.width for part in self._parts if not part.side_px), default=0)
         pieces = _WIDE_PIECES * WIDE_BYTES if self.wide else _PIECES * PIECE_BYTES
-        return int(4 * image_px * (between + 2 * at_once)) + pieces
+        return int(4 * image_px * (between + 2 * at_once)), pieces
 
     @property
     def wide(self) -> bool:

@@ -130,12 +130,13 @@ class Runtime:
         return scores
 
     def working(self) -> AbstractContextManager[None]:
-        """For a thread that will ask for scores again and again, while it does: batches then wait for its tiles, and
-        it helps with the last blocks of others.
-        """
-        if self._feeder is not None:
-            return self._feeder.worker()
-        return nullcontext() if self._pieces is None else self._pieces.team.working()
+        """For a thread that will ask for scores again and again, while it does: batches then wait for its tiles."""
+        return nullcontext() if self._feeder is None else self._feeder.worker()
+
+    def helped(self, threads: int) -> AbstractContextManager[None]:
+        """While blocks are run by up to ``threads`` threads: those that no block keeps busy take pieces of others."""
+        pieces = self._in_pieces()
+        return nullcontext() if pieces is None else pieces.team.helped(threads)
 
     def batches(self) -> dict[str, float] | None:
         """On a GPU: batches run, tiles and rows in them, and seconds that sessions were at work."""
@@ -211,8 +212,10 @@ class Runtime:
         check_maps(found, self.card, tolerant=tolerant)
         return found
 
-    def map_bytes(self, block_px: int) -> int | None:
-        """Memory that :meth:`maps` takes in each thread for a block; None where the whole network runs at once."""
+    def map_bytes(self, block_px: int) -> tuple[int, int] | None:
+        """Memory that :meth:`maps` takes for each block under way, and in each thread; None where the whole network
+        runs at once.
+        """
         pieces = self._in_pieces()
         return None if pieces is None else pieces.memory_bytes(block_px)
 
