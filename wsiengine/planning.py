@@ -168,9 +168,12 @@ class Plan:
 
     @property
     def blocks_at_once(self) -> int:
-        """Blocks under way in one process. Threads beyond them help, so that few dense blocks fit into any memory."""
-        most, limit = self.options.worker_threads, self.options.memory_limit_bytes
-        if limit is None or _in_pieces(self, 0) is None:
+        """Blocks under way in one process. Where threads help each other it is half as many, or what fits in memory."""
+        threads, limit = self.options.worker_threads, self.options.memory_limit_bytes
+        if self.options.cluster or _in_pieces(self, 0) is None:
+            return threads
+        most = min(threads, max(2, -(-threads // 2)))
+        if limit is None:
             return most
         fitting = (count for count in range(most, 1, -1) if _peak_bytes(self, self.block_tiles, count) <= limit)
         return next(fitting, 1)

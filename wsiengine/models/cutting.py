@@ -23,7 +23,7 @@ from wsiengine.models.onnx_graph import Graph, Node
 _NARROW = 3  # times as wide as where it is cut must a part be inside; a cut costs a map written and read
 PIECE_BYTES = 2 << 20  # of a part's widest map in one piece, as float32
 _MOST_MARGIN = 1 / 10  # of a piece's side, both sides together; a part that reaches further has no pieces
-WIDE_BYTES = 80 << 20  # as PIECE_BYTES, where a network is as wide outside its steps as inside
+WIDE_BYTES = 48 << 20  # as PIECE_BYTES, where a network is as wide outside its steps as inside
 _MOST_WIDE_SIDE_PX = 2176  # several pieces to a block, so that threads can share it
 _MOST_WIDE_MARGIN = 1 / 3
 _COPIED = 400  # multiplications in the time in which a number is written to a map and read again

@@ -166,8 +166,8 @@ def open_pieces(card: Card, outputs: list[str]) -> Pieces | None:
         raise IntegrityError(f"{card.model_path.name} was changed while it was in use.", hint="start again.")
     graph = read_graph(memoryview(encoded))
     image = Map(1, card.input.channels, 2 if card.input.layout == "NCHW" else 1)
-    halo_px = card.dense.halo_px if card.dense else 0
-    parts = cut(graph, image, outputs, card.dense.block_px + 2 * halo_px if card.dense else USUAL_SIDE_PX)
+    dense = card.dense
+    parts = cut(graph, image, outputs, dense.block_px + 2 * dense.halo_px if dense else USUAL_SIDE_PX)
     if not parts:
         return None
     ort = import_onnxruntime()
@@ -177,7 +177,7 @@ def open_pieces(card: Card, outputs: list[str]) -> Pieces | None:
             ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT),
             ort.OrtArenaCfg(0, _AS_ASKED, -1, -1),
         )
-    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part, shared=shared), halo_px)
+    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part, shared=shared))
 
 
 def _large(part: Part) -> bool:

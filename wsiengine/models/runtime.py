@@ -206,9 +206,9 @@ class Runtime:
                 cam, *gate = pieces.run(batch, names, wanted)
         parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
         found = np.concatenate(parts, axis=-1, dtype=np.float32)
-        wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
-        if found.shape != wanted:
-            raise disagrees(self.card, f"maps of shape {found.shape}", f"{wanted}: one value per cell and channel")
+        needed = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
+        if found.shape != needed:
+            raise disagrees(self.card, f"maps of shape {found.shape}", f"{needed}: one value per cell and channel")
         check_maps(found, self.card, tolerant=tolerant)
         return found
 
