@@ -183,7 +183,6 @@ def residual() -> tuple[Net, list[str]]:
 def smaller_wide_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cutting, "WIDE_BYTES", 64 << 10)
     monkeypatch.setattr(cutting, "_MOST_WIDE_MARGIN", 1.0)
-    monkeypatch.setattr(cutting, "USUAL_SIDE_PX", 256)
 
 
 @pytest.mark.parametrize("size", [(184, 272), (320, 96), (8, 8)])
