@@ -68,7 +68,10 @@ def cost(path: Path, model: str, overlaps: list[float], repeats: int) -> None:
 
 
 def halos(path: Path, model: str, listed: str) -> None:
-    """Share of windows whose class differs from that of the map computed in one piece, by halo: up to 16 Mpx of it."""
+    """Share of windows whose class differs from that of the map computed in one piece, by halo: up to 16 Mpx of it.
+
+    Blocks that are larger than half of that field meet in its middle: as many seams as blocks of 4,096 px have.
+    """
     card = load_model(model)
     assert card.dense
     step = card.output_stride_px
@@ -81,10 +84,10 @@ def halos(path: Path, model: str, listed: str) -> None:
         scores = window_means(cells[8:-8, 8:-8], grid, gated=card.gate is not None)
         return tile_probabilities(scores, layout)[..., : len(layout.names)].argmax(axis=-1)
 
-    whole = runtime.maps(pixels)
+    whole, side = runtime.maps(pixels), card.dense.block_px // step
     for halo in map(int, listed.split(",")):
         cells, edge = whole.copy(), halo // step
-        for box in Box(8, 8, 104, 136).pieces(*[card.dense.block_px // step] * 2):
+        for box in Box(8, 8, 104, 136).pieces(min(side, 48), min(side, 64)):
             part = runtime.maps(np.ascontiguousarray(pixels[box.grow(edge).scale(step).slices]))
             cells[box.slices] = part[edge : edge + box.height, edge : edge + box.width]
         print(f"halo {halo:4d} px: {(classes(cells) != classes(whole)).mean():.2%} of windows differ")

@@ -180,7 +180,7 @@ def _card(name: str, mpp: float) -> dict[str, Any]:
         "outputs": {"scores": "logits", "cam": "cam"},
         "activation": "softmax",
         "output_stride_px": 32,
-        "dense": {"block_px": 2048, "halo_px": 128, "offset_px": 15.5},
+        "dense": {"block_px": 4096, "halo_px": 128, "offset_px": 15.5},
     }
 
 

@@ -1,6 +1,8 @@
 """Dense windows: one run per block, the same score for a window wherever and however it is computed."""
 
 import json
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import wsiengine
 from tests import planted_slides as planted
 from tests.fakes import ArraySlide, position_pixels
 from tests.models.tiny import Tiny, card_json, tiny, write_card
-from wsiengine import dense
+from wsiengine import dense, job
 from wsiengine.errors import CardError, PlanError, ScoreError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.graph import run_blocks
@@ -176,6 +178,79 @@ def test_the_lazy_map_is_the_finished_map(card: Card) -> None:
     lazy = plan.to_dask()
     np.testing.assert_array_equal(lazy.compute(), whole)
     np.testing.assert_array_equal(lazy[3:20, 11:30].compute(), whole[3:20, 11:30])
+
+
+def test_cells_that_the_run_does_not_want_may_hold_anything(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = ArraySlide(position_pixels(403, 517), 1.0)
+    plan = wsiengine.plan(slide, str(card.folder), tissue="none", mode="dense", overlap=0.5)
+    wanted = np.random.default_rng(8).random(plan.wanted.shape) < 0.1
+    assert plan.job
+    plan = replace(plan, wanted=wanted, job=replace(plan.job, wanted=dense.work(plan.grid, wanted)[1]))
+    expected, shares = _scores(plan), []
+    real = Runtime.maps
+
+    def spoilt(self: Runtime, pixels: np.ndarray, *, wanted: np.ndarray, tolerant: bool) -> np.ndarray:
+        found = real(self, pixels, wanted=wanted, tolerant=tolerant)
+        found[~wanted] = 1e6
+        shares.append(wanted[1:-1, 1:-1].mean())
+        return found
+
+    monkeypatch.setattr(Runtime, "maps", spoilt)
+    np.testing.assert_array_equal(_scores(plan), expected)
+    assert 0.1 < np.mean(shares) < 0.9
+
+
+def test_blocks_read_in_strips_are_those_read_at_once(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = ArraySlide(position_pixels(403, 517), 1.0)
+    plan = wsiengine.plan(slide, str(card.folder), tissue="none", mode="dense")
+    at_once = _scores(plan)
+    reads = len(slide.reads)
+    slide.reads.clear()
+    monkeypatch.setattr(job, "STRIP_PX", 40)
+    np.testing.assert_array_equal(_scores(plan), at_once)
+    assert len(slide.reads) > reads
+
+
+def test_few_blocks_under_way_at_once_give_the_same_cells(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = ArraySlide(position_pixels(403, 517), 1.0)
+    plan = wsiengine.plan(slide, str(card.folder), tissue="none", mode="dense")
+    expected, lock, under_way, most = _scores(plan), threading.Lock(), 0, 0
+    real = Runtime.maps
+
+    def counted(self: Runtime, *given: Any, **how: Any) -> np.ndarray:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.01)
+        found = real(self, *given, **how)
+        with lock:
+            under_way -= 1
+        return found
+
+    monkeypatch.setattr(Runtime, "maps", counted)
+    for at_once in (1, 2, None):
+        most = 0
+        gathered = plan.task.gather(plan, Recovered({}, {}, ()))
+        assert plan.job
+        run_blocks(plan.job, plan.blocks(), gathered.add, threads=4, at_once=at_once)
+        np.testing.assert_array_equal(gathered.arrays()["scores"], expected)
+        assert most <= (at_once or 4)
+        assert (most > 2) == (at_once is None)
+
+
+def test_where_memory_is_short_fewer_blocks_are_under_way() -> None:
+    """Their cells are the same: a dense run is refused only where a single block does not fit."""
+    pixels = np.full((1200, 1300, 3), (200, 120, 170), np.uint8)
+    how: dict[str, Any] = {"tissue": "none", "mode": "dense", "threads": 6}
+    free = wsiengine.plan(ArraySlide(pixels, 1.0), "crc5", memory_limit_bytes=1 << 36, **how)
+    assert free.blocks_at_once == 3
+    least = replace(free, options=replace(free.options, memory_limit_bytes=1)).peak_bytes
+    assert least < free.peak_bytes
+    for limit, at_once in ((free.peak_bytes, 3), (free.peak_bytes - 1, 2), (least, 1), (least - 1, 1)):
+        plan = replace(free, options=replace(free.options, memory_limit_bytes=limit))
+        assert plan.blocks_at_once == at_once
+        assert (plan.peak_bytes <= limit) == (limit >= least)
 
 
 def test_marks_come_back_through_the_whole_path(tmp_path: Path) -> None:

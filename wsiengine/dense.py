@@ -22,6 +22,7 @@ from wsiengine.models.card import Card
 from wsiengine.scratch import IN_MEMORY, Scratch
 
 RING_CELLS = 1
+STRIP_PX = 1024  # rows of a block read at once: pixels of a finer level take several times the memory of its own
 _STEP_CELLS = 4  # by which a part of a block grows: few shapes, so that the session's memory is used again
 _STRIP = 1 << 20  # sums held at once
 
@@ -68,6 +69,12 @@ def run_box(block: Box, wanted: np.ndarray) -> Box:
     (y0, y1), (x0, x1) = ((first[0] // _STEP_CELLS, first[-1] // _STEP_CELLS + 1) for first in (y, x))
     around = Box(int(y0), int(x0), int(y1), int(x1)).scale(_STEP_CELLS).shift(block.y0, block.x0)
     return around.intersect(block)
+
+
+def wanted_around(block: Box, wanted: np.ndarray, card: Card) -> np.ndarray:
+    """Which cells of what a block reads, halo included, the whole run wants of this block: (rows, cols) bool."""
+    halo = card.dense.halo_px // card.output_stride_px if card.dense else 0
+    return np.pad(wanted[run_box(block, wanted).slices], halo)
 
 
 def window_means(cells: np.ndarray, grid: TileGrid, *, gated: bool, scratch: Scratch = IN_MEMORY) -> np.ndarray:

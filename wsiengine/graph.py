@@ -48,6 +48,7 @@ def run_blocks(
     done: Callable[[Sequence[Any]], None],
     *,
     threads: int,
+    at_once: int | None = None,
     client: "Client | None" = None,
     workers: Workers | None = None,
     spent: Callable[[Mapping[str, float]], None] = nothing_told,
@@ -59,6 +60,7 @@ def run_blocks(
         blocks: Blocks in row-major order.
         done: Takes finished blocks (:class:`wsiengine.tasks.base.Result`), never none; what it raises stops the run.
         threads: Worker threads, where no client is given; shared workers become as many.
+        at_once: Blocks under way in this process at most; other threads help with them, if blocks are dense ones.
         client: A ``distributed.Client``; its workers score, this process records.
         workers: Threads shared with other slides.
         spent: Told what each block took by stage, by the thread that scored it.
@@ -66,8 +68,9 @@ def run_blocks(
     if client is not None:
         _run_on_cluster(job, blocks, done, spent, client)
         return
-    scoring = Scoring(partial(_score, job), iter(blocks), job.runtime.working, spent)
-    with Workers(threads) if workers is None else nullcontext(workers) as pool:
+    scoring = Scoring(partial(_score, job), iter(blocks), job.runtime.working, spent, at_once)
+    helped = job.runtime.helped(threads) if job.dense else nullcontext()
+    with helped, Workers(threads) if workers is None else nullcontext(workers) as pool:
         pool.grow(threads)
         pool.run(scoring, done)
 

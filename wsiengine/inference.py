@@ -235,6 +235,7 @@ def _score(
             if plan.card.task == "classify" and plan.options.mode == "tiles":  # whose blocks may be cut anyhow
                 blocks = tapered(blocks, 2 * threads)
             where: dict[str, Any] = {"threads": threads, "client": client, "workers": place.workers}
+            where["at_once"] = plan.blocks_at_once
             run_blocks(replace(plan.job, readers=place.readers), blocks, record, **where, spent=watch.add)
     return gathered
 

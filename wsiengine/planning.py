@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiengine.dense import block_cells, run_box
+from wsiengine.dense import STRIP_PX, block_cells, run_box
 from wsiengine.dense import work as dense_work
 from wsiengine.errors import MemoryLimitError, NothingToAnalyse, ResolutionError
 from wsiengine.geometry import Lattice, Mpp
@@ -171,6 +171,18 @@ class Plan:
         return int(3 * self.read_px * source_px_per_px(self))
 
     @property
+    def blocks_at_once(self) -> int:
+        """Blocks under way in one process. Where threads help each other it is half as many, or what fits in memory."""
+        threads, limit = self.options.worker_threads, self.options.memory_limit_bytes
+        if self.options.cluster or _in_pieces(self, 0) is None:
+            return threads
+        most = min(threads, max(2, -(-threads // 2)))
+        if limit is None:
+            return most
+        fitting = (count for count in range(most, 1, -1) if _peak_bytes(self, self.block_tiles, count) <= limit)
+        return next(fitting, 1)
+
+    @property
     def peak_bytes(self) -> int:
         """Predicted peak of anonymous memory."""
         return peak_bytes(self, self.block_tiles)
@@ -238,7 +250,8 @@ def block_bytes(plan: Plan, side: int) -> int:
     """Pixels of one block in memory: as read from the best level, resampled, and normalised."""
     grid = plan.grid
     if plan.options.mode == "dense":
-        return int(3 * _dense_side_px(plan, side) ** 2 * (source_px_per_px(plan) + 2))
+        side_px = _dense_side_px(plan, side)
+        return int(3 * side_px * (2 * side_px + min(side_px, STRIP_PX) * (source_px_per_px(plan) + 1)))
     across = min(side, max(grid.shape))
     side_px = (across - 1) * grid.stride_px + grid.tile_px
     one_by_one = plan.card.input.resample == PER_TILE or (plan.job and plan.job.normaliser.tile_steps)
@@ -270,6 +283,15 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     """What the peak of memory is made of, in words and bytes: finding the tissue, running the blocks or drawing what
     they found, the largest. Each has given its memory back when the next begins.
     """
+    dense = plan.options.mode == "dense"
+    return _memory_parts(plan, side, plan.blocks_at_once if dense else plan.options.worker_threads)
+
+
+def _peak_bytes(plan: Plan, side: int, at_once: int) -> int:
+    return sum(_memory_parts(plan, side, at_once).values())
+
+
+def _memory_parts(plan: Plan, side: int, at_once: int) -> dict[str, int]:
     always = {
         "the libraries": _BASE_BYTES,
         "the slide's tables of tiles": _table_bytes(plan),
@@ -280,8 +302,8 @@ def memory_parts(plan: Plan, side: int) -> dict[str, int]:
     if plan.options.beside_bytes:
         always["the slide before"] = plan.options.beside_bytes
     finding = {"finding the tissue": finding_bytes(plan.lattice, plan.scratch)}
-    found = {"the map": _map_bytes(plan)} | _model_parts(plan, side)
-    running, drawing = found | _reading_parts(plan, side), found | {"drawing the results": _DRAWING_BYTES}
+    found = {"the map": _map_bytes(plan)} | _model_parts(plan, side, at_once)
+    running, drawing = found | _reading_parts(plan, side, at_once), found | {"drawing the results": _DRAWING_BYTES}
     return always | max(finding, running, drawing, key=lambda parts: sum(parts.values()))
 
 
@@ -300,7 +322,7 @@ def held_bytes(plan: Plan) -> int:
 
     Its reader keeps the memory into which each thread has read a block.
     """
-    doing = max(sum(_reading_parts(plan, plan.block_tiles).values()), _DRAWING_BYTES)
+    doing = max(sum(_reading_parts(plan, plan.block_tiles, plan.blocks_at_once).values()), _DRAWING_BYTES)
     return _table_bytes(plan) + _map_bytes(plan) + doing
 
 
@@ -314,29 +336,30 @@ def _map_bytes(plan: Plan) -> int:
     return plan.scratch.split(plan.task.held(plan))[0] + plan.task.memory(plan)
 
 
-def _model_parts(plan: Plan, side: int) -> dict[str, int]:
+def _model_parts(plan: Plan, side: int, at_once: int) -> dict[str, int]:
     """What the session has taken for its activations; it keeps it for the next slide."""
     threads = plan.options.worker_threads
     run_px = _batch(plan) * plan.card.input.size_px**2
     if plan.options.mode == "dense":
         run_px = _dense_side_px(plan, side) ** 2
-    activations = _in_pieces(plan, run_px) or run_px * plan.task.activation_bytes_per_px
-    return {f"the model's work in each of {threads} threads": threads * activations}
+    if (pieces := _in_pieces(plan, run_px)) is None:
+        return {f"the model's work in each of {threads} threads": threads * run_px * plan.task.activation_bytes_per_px}
+    block, piece = pieces
+    return {f"the model's work on {at_once} blocks, in {threads} threads": at_once * block + threads * piece}
 
 
-def _in_pieces(plan: Plan, run_px: int) -> int | None:
-    """What a dense block takes in each thread where the network runs in parts, which have the weights once more."""
+def _in_pieces(plan: Plan, run_px: int) -> tuple[int, int] | None:
+    """What a dense block and each thread take where the network runs in parts, which have the weights once more."""
     return plan.job.runtime.map_bytes(run_px) if plan.job and plan.options.mode == "dense" else None
 
 
-def _reading_parts(plan: Plan, side: int) -> dict[str, int]:
+def _reading_parts(plan: Plan, side: int, at_once: int) -> dict[str, int]:
     """What is read while the blocks run."""
-    threads = plan.options.worker_threads
     dear = plan.info.reader == "direct" and plan.info.format.endswith("JPEG 2000")
     return {
         "the slide's picture": _PICTURE_BYTES,
         "file tiles that are kept": KEPT_BYTES if dear else 0,
-        f"the pixels of a block in each of {threads} threads": threads * block_bytes(plan, side),
+        f"the pixels of a block in each of {at_once} threads": at_once * block_bytes(plan, side),
     }
 
 

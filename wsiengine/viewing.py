@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsiengine.dense import run_box
+from wsiengine.dense import STRIP_PX, run_box
 from wsiengine.geometry import Box
 from wsiengine.grid import Block, TileGrid
 from wsiengine.models.card import Card
@@ -61,6 +61,18 @@ class Viewer:
 
     def _read(self, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
         """Pixels, and where a slide that is read in spite of damage could not be decoded."""
+        if self.wanted is None:
+            return self._read_at_once(box)
+        pixels, bad = np.empty((*box.shape, 3), np.uint8), None
+        for strip in box.pieces(STRIP_PX, box.width):
+            rows = strip.relative_to(box).slices
+            pixels[rows], marked = self._read_at_once(strip)
+            if marked is not None:
+                bad = np.zeros(box.shape, bool) if bad is None else bad
+                bad[rows] = marked
+        return pixels, bad
+
+    def _read_at_once(self, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
         if self.card.input.deep:
             return read_deep(self.slide, box, self.grid.lattice.mpp), None
         if isinstance(self.slide, TolerantSlide):

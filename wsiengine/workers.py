@@ -31,12 +31,14 @@ class Scoring:
         working: The context of a thread that scores block after block, as
             :meth:`wsiengine.models.runtime.Runtime.working` gives it; left where the next block has another one.
         spent: Told by the worker, after each block, what it took by stage.
+        at_once: Blocks under way at most; None: as many as there are threads.
     """
 
     score: Callable[[Block], Any]
     blocks: Iterator[Block]
     working: Callable[[], AbstractContextManager[None]]
     spent: Callable[[Mapping[str, float]], None]
+    at_once: int | None = None
     number: int = 0  # of the slide, from 1
     left: bool = True  # there may be blocks that nobody has taken
     under_way: int = 0
@@ -161,7 +163,7 @@ class Workers:
         with self._changed:
             while not self._stopped:
                 for scoring in self._slides:
-                    if scoring.left and scoring.waiting < _AHEAD * self._threads:
+                    if scoring.left and self._room(scoring):
                         try:
                             block = next(scoring.blocks, None)
                         except Exception as error:
@@ -175,6 +177,10 @@ class Workers:
                     return None
                 self._changed.wait()
             return None
+
+    def _room(self, scoring: Scoring) -> bool:
+        """Whether another of its blocks may be begun."""
+        return scoring.under_way < (scoring.at_once or self._threads) and scoring.waiting < _AHEAD * self._threads
 
     def _score(self, scoring: Scoring, block: Block) -> None:
         result, failed = None, None

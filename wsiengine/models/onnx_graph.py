@@ -63,6 +63,11 @@ class Graph:
         tensors = (dict(fields(weight.encoded)) for weight in self.weights.values() if len(weight.shape) > 1)
         return any(tensor.get(_TENSOR_TYPE) == _FLOAT16 for tensor in tensors)
 
+    @property
+    def makers(self) -> dict[str, Node]:
+        """The operator that gives each tensor."""
+        return {name: node for node in self.nodes for name in node.outputs}
+
     def needed(self, outputs: Iterable[str], given: Iterable[str]) -> list[Node]:
         """Operators that ``outputs`` take where the tensors ``given`` are there already."""
         there, wanted, found = set(given), set(outputs), []

@@ -11,12 +11,14 @@ from wsiengine.models.card import Card
 from wsiengine.models.integrity import check_onnx
 
 if TYPE_CHECKING:
+    from wsiengine.models.cutting import Part
     from wsiengine.models.pieces import Pieces
 
 BUILDS = ("onnxruntime", "onnxruntime-gpu")
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 _SILENT = 4  # of ONNX Runtime's levels of logging: what matters comes back as an exception
+_AS_ASKED = 1  # ONNX Runtime's kSameAsRequested: memory grows by what is wanted, not to twice of what is there
 _KINDS = {"cuda": CUDA, "tensorrt": TENSORRT}
 
 
@@ -103,7 +105,7 @@ def _gpu_session(ort: Any, card: Card, kind: str, index: int) -> Any:
         ort.preload_dlls()  # finds the CUDA libraries that pip installed
     # Exhaustive search picks algorithms by stopwatch, and TF32 drops 13 bits: neither gives the same scores twice.
     # Half precision is faster with the channels last (ResNet-50 on an H200: by a quarter), single precision is not.
-    layout = {"prefer_nhwc": str(int(read_graph(memoryview(card.model_path.read_bytes())).half))}
+    layout = {"prefer_nhwc": str(int(_half(card)))}
     cuda = (CUDA, {"device_id": str(index), "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0", **layout})
     wanted = [cuda, CPU] if kind == "cuda" else [(TENSORRT, _tensorrt_options(card, index)), cuda, CPU]
     try:
@@ -114,6 +116,12 @@ def _gpu_session(ort: Any, card: Card, kind: str, index: int) -> Any:
     if session.get_providers()[:1] != [provider]:  # a build lists CUDA even where no session can have it
         raise _no_gpu(kind, f"asked for {provider}, but the session got {', '.join(session.get_providers())}")
     return session
+
+
+def _half(card: Card) -> bool:
+    from wsiengine.models.onnx_graph import read_graph
+
+    return read_graph(memoryview(card.model_path.read_bytes())).half
 
 
 def _tensorrt_options(card: Card, index: int) -> dict[str, str]:
@@ -160,9 +168,14 @@ def open_pieces(card: Card, outputs: list[str]) -> "Pieces | None":
     Raises:
         IntegrityError: The file is no longer the one of the card.
     """
-    from wsiengine.models.cutting import Map, cut
+    from wsiengine.models.cutting import PIECE_BYTES, USUAL_SIDE_PX, cut
+    from wsiengine.models.maps import Map
     from wsiengine.models.onnx_graph import read_graph
     from wsiengine.models.pieces import Pieces
+
+    def large(part: "Part") -> bool:
+        """Whether its maps are of a size that the C library takes from the system each time, page by page."""
+        return not part.side_px or 4 * part.width * part.side_px**2 > PIECE_BYTES
 
     try:
         encoded = card.model_path.read_bytes()
@@ -172,14 +185,22 @@ def open_pieces(card: Card, outputs: list[str]) -> "Pieces | None":
         raise IntegrityError(f"{card.model_path.name} was changed while it was in use.", hint="start again.")
     graph = read_graph(memoryview(encoded))
     image = Map(1, card.input.channels, 2 if card.input.layout == "NCHW" else 1)
-    parts = cut(graph, image, outputs)
+    dense = card.dense
+    parts = cut(graph, image, outputs, dense.block_px + 2 * dense.halo_px if dense else USUAL_SIDE_PX)
     if not parts:
         return None
     ort = import_onnxruntime()
-    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part))
+    shared = any(map(large, parts))
+    if shared:  # raised once per process; a second time changes nothing
+        ort.create_and_register_allocator(
+            ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT),
+            ort.OrtArenaCfg(0, _AS_ASKED, -1, -1),
+        )
+    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part, shared=shared))
 
 
-def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = None) -> Any:
+def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = None, *, shared: bool = False) -> Any:
+    """``shared``: its memory is that of all sessions of the process that share it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # see :mod:`wsiengine.models.runtime`
     options.inter_op_num_threads = 1
@@ -187,7 +208,8 @@ def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = No
     options.use_deterministic_compute = True
     options.log_severity_level = _SILENT
     if isinstance(model, bytes):  # a part of a network: each would keep memory of its own for pieces of every shape
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.enable_cpu_mem_arena, options.enable_mem_pattern = shared, False
+        options.add_session_config_entry("session.use_env_allocators", str(int(shared)))
         name = f"a part of {card.model_path.name}"
     else:
         model = model or card.model_path

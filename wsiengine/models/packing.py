@@ -7,14 +7,14 @@ import numpy as np
 from wsiengine.models.card import Card
 from wsiengine.models.parts import InputSpec
 
-_ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
+ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype, *, zeroed: bool = True) -> np.ndarray:
-    """Memory that starts at a multiple of ``_ALIGN_BYTES``: zeros, or whatever was there."""
+    """Memory that starts at a multiple of ``ALIGN_BYTES``: zeros, or whatever was there."""
     n_bytes = math.prod(shape) * dtype.itemsize
-    memory = (np.zeros if zeroed else np.empty)(n_bytes + _ALIGN_BYTES, np.uint8)
-    start = -memory.ctypes.data % _ALIGN_BYTES
+    memory = (np.zeros if zeroed else np.empty)(n_bytes + ALIGN_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGN_BYTES
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 

@@ -136,6 +136,11 @@ class Runtime:
         """For a thread that will ask for scores again and again, while it does: batches then wait for its tiles."""
         return nullcontext() if self._feeder is None else self._feeder.worker()
 
+    def helped(self, threads: int) -> AbstractContextManager[None]:
+        """While blocks are run by up to ``threads`` threads: those that no block keeps busy take pieces of others."""
+        pieces = self._in_pieces()
+        return nullcontext() if pieces is None else pieces.team.helped(threads)
+
     def batches(self) -> dict[str, float] | None:
         """On a GPU: batches run, tiles and rows in them, and seconds that sessions were at work."""
         return None if self._feeder is None else self._feeder.facts()
@@ -172,11 +177,12 @@ class Runtime:
             else:
                 yield from ([array[k : k + 1] for array in found] for k in range(len(part)))
 
-    def maps(self, pixels: np.ndarray, *, tolerant: bool = False) -> np.ndarray:
+    def maps(self, pixels: np.ndarray, *, wanted: np.ndarray | None = None, tolerant: bool = False) -> np.ndarray:
         """The network run once over a whole block: its map of scores, one per cell.
 
         Args:
             pixels: (rows, cols, 3) uint8 RGB, whole numbers of cells; normalised by the card's recipe.
+            wanted: (rows / stride, cols / stride) bool: cells that are wanted; others may hold anything finite.
             tolerant: Cells of NaN or infinity are not scored (NaN), and no error.
 
         Returns:
@@ -200,17 +206,19 @@ class Runtime:
             cam, *gate = self._run(batch, names)
         else:
             with self._told(batch.shape):
-                cam, *gate = pieces.run(batch, names)
+                cam, *gate = pieces.run(batch, names, wanted)
         parts = [np.moveaxis(cam[0], 0, -1), *(np.asarray(g)[0].reshape(*cam.shape[2:], 1) for g in gate)]
         found = np.concatenate(parts, axis=-1, dtype=np.float32)
-        wanted = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
-        if found.shape != wanted:
-            raise disagrees(self.card, f"maps of shape {found.shape}", f"{wanted}: one value per cell and channel")
+        needed = (*(n // self.card.output_stride_px for n in pixels.shape[:2]), self.card.score_channels)
+        if found.shape != needed:
+            raise disagrees(self.card, f"maps of shape {found.shape}", f"{needed}: one value per cell and channel")
         check_maps(found, self.card, tolerant=tolerant)
         return found
 
-    def map_bytes(self, block_px: int) -> int | None:
-        """Memory that :meth:`maps` takes in each thread for a block; None where the whole network runs at once."""
+    def map_bytes(self, block_px: int) -> tuple[int, int] | None:
+        """Memory that :meth:`maps` takes for each block under way, and in each thread; None where the whole network
+        runs at once.
+        """
         pieces = self._in_pieces()
         return None if pieces is None else pieces.memory_bytes(block_px)
 

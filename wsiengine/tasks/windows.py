@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsiengine.dense import window_means
+from wsiengine.dense import wanted_around, window_means
 from wsiengine.geometry import Box
 from wsiengine.grid import Axis, Block, TileGrid
 from wsiengine.job import BlockScores, Job
@@ -53,7 +53,8 @@ class DenseClassification(Classification):
     wanted: np.ndarray | None = None
 
     def score(self, job: Job, block: Block, view: View) -> BlockScores:
-        maps = job.runtime.maps(view.pixels, tolerant=isinstance(job.slide, TolerantSlide))
+        wanted = wanted_around(block.tiles, job.wanted, job.runtime.card)
+        maps = job.runtime.maps(view.pixels, wanted=wanted, tolerant=isinstance(job.slide, TolerantSlide))
         y, x = (view.corners_px // job.grid.lattice.cell_px).T
         values = maps[y, x]
         if view.bad is not None:

@@ -35,7 +35,7 @@ from wsiengine.training.slides import Cutting, cut_slides, find_slides, has_slid
 from wsiengine.training.tables import FOLDS, Labels, read_labels
 
 MODEL = "model.onnx"
-DENSE_BLOCK_PX = 1024
+DENSE_BLOCK_PX = 4096
 
 
 def run(

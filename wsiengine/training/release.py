@@ -127,7 +127,7 @@ def card(recipe: Recipe, bundle: Bundle, figures: dict[str, Any], folder: Path) 
         "activation": "softmax",
         "output_stride_px": STRIDE_PX,
         "halo_px": 0,
-        "dense": {"block_px": 2048, "halo_px": 96, "offset_px": CELL_OFFSET_PX},
+        "dense": {"block_px": 4096, "halo_px": 64, "offset_px": CELL_OFFSET_PX},
         "gate": {"minimum": GATE_MINIMUM, "otherwise": "No epithelium"},
         "uncertain": {"below": figures["uncertain"]["below"], "name": "Uncertain"},
         "resources": [_resource(folder / name) for name in (f"{bundle.name}.onnx", "figures.json", SETS)],
