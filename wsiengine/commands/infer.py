@@ -78,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="number format of the model; auto: the fastest that keeps the answers (default: fp32)",
     )
-    run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]|tensorrt[:i]", help="what runs the model")
+    run.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda[:i]|tensorrt[:i]|mnn", help="what runs the model"
+    )
     run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
     run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
     run.add_argument(

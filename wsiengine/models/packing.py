@@ -8,6 +8,7 @@ from wsiengine.models.card import Card
 from wsiengine.models.parts import InputSpec
 from wsikernels.pack import pack_tiles, pack_tiles_nhwc
 
+NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
 _ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 
 
@@ -17,6 +18,13 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype, *, zeroed: bool = True) -> 
     memory = (np.zeros if zeroed else np.empty)(n_bytes + _ALIGN_BYTES, np.uint8)
     start = -memory.ctypes.data % _ALIGN_BYTES
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def room_for(count: int, spec: InputSpec) -> np.ndarray:
+    """A zeroed, aligned batch of ``count`` tiles in the model's layout and type."""
+    side, channels = spec.size_px, spec.channels
+    shape = (side, side, channels) if spec.layout == "NHWC" else (channels, side, side)
+    return aligned((count, *shape), np.dtype(NUMPY[spec.dtype]))
 
 
 def checked_origins(pixels: np.ndarray, origins_px: np.ndarray, spec: InputSpec) -> np.ndarray:
