@@ -28,6 +28,7 @@ _PACKAGES = [
     "MNN",
     "torch",
 ]
+_EXTRAS = ("torch", "distributed", "MNN")  # nothing is missing without them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +129,7 @@ def _version(name: str) -> str | None:
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     packages = " · ".join(f"{name} {found}" for name, found in facts["packages"].items() if found)
-    missing = [name for name, found in facts["packages"].items() if not found and name not in ("torch", "distributed", "MNN")]
+    missing = [name for name, found in facts["packages"].items() if not found and name not in _EXTRAS]
     lines = [
         ("wsiengine", f"{facts['wsiengine']} · Python {facts['python']} · {facts['system']}"),
         ("device", facts["device"] or "none"),

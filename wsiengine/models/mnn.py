@@ -6,7 +6,6 @@ neighbours, shows in the last bits. :mod:`wsiengine.models.converting` turns the
 """
 
 import ctypes
-import importlib
 import json
 import os
 import pickle
@@ -42,12 +41,13 @@ def import_mnn() -> Any:
     """
     try:
         with _silent():  # it tells of ARM's instructions, on any machine
-            return importlib.import_module("MNN")
+            import MNN
     except ImportError as error:
         raise DependencyError(
             f"MNN, which --device {DEVICE} needs, cannot be imported: {error}",
             hint='pip install "wsiengine[cpu,mnn]", or --device cpu',
         ) from error
+    return MNN
 
 
 def convert(onnx: Path, made: Path) -> None:
@@ -57,8 +57,9 @@ def convert(onnx: Path, made: Path) -> None:
     maker. Takes a hostile file for granted: call it in a process of its own.
     """
     import_mnn()
-    tools = importlib.import_module("_tools")
-    tools.mnnconvert(["", "-f", "ONNX", "--modelFile", str(onnx), "--MNNModel", str(made), "--bizCode", "wsiengine"])
+    import _tools
+
+    _tools.mnnconvert(["", "-f", "ONNX", "--modelFile", str(onnx), "--MNNModel", str(made), "--bizCode", "wsiengine"])
 
 
 def open_session(card: Card) -> tuple[list["Session"], str]:
@@ -66,7 +67,8 @@ def open_session(card: Card) -> tuple[list["Session"], str]:
 
     Raises:
         DependencyError: MNN is not installed.
-        ProviderError: It does not run such models, or not this one, or gives other scores than ONNX Runtime.
+        ProviderError: It does not run such models, or not this one, or gives other scores than ONNX Runtime; or the
+            user's cache cannot be written.
     """
     import_mnn()
     if card.task != "classify" or card.number_format != REFERENCE or card.input.dtype not in ("uint8", "float32"):
@@ -93,28 +95,27 @@ def _kept(root: Path, key: str, version: str) -> "Session | None":
 
 
 def _converted(card: Card, root: Path, key: str, version: str) -> "Session":
-    """Converted and compared with ONNX Runtime by a child, then kept where the user's cache can be written."""
+    """Converted and compared with ONNX Runtime by a child, and kept: each thread's session reads the file."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=root)
-    except OSError:
-        folder = tempfile.TemporaryDirectory()
-    made, described = Path(folder.name) / "model.mnn", Path(folder.name) / "card"
-    described.write_bytes(pickle.dumps(card))
+    except OSError as error:
+        raise ProviderError(
+            f"{root} cannot be written ({error.strerror}), where MNN's form of {card.name} would be kept",
+            hint="set XDG_CACHE_HOME to a folder that can be written, or use --device cpu",
+        ) from error
     doing = f"converting {card.name} for MNN"
-    try:
-        facts = ask("wsiengine.models.converting", [str(described), str(made)], doing=doing, timeout_s=_SECONDS)
-    except CardError as error:
-        folder.cleanup()
-        raise ProviderError(f"MNN cannot run {card.name}: {error.message}", hint="use --device cpu") from error
-    if made.parent.parent == root:
-        with suppress(OSError):
-            made.replace(root / f"{key}.mnn")
-            (made.parent / "facts").write_text(json.dumps(facts), encoding="utf-8")
-            (made.parent / "facts").replace(root / f"{key}.json")  # last: it vouches for the other
-            folder.cleanup()
-            return Session(root / f"{key}.mnn", facts, version)
-    return Session(made, facts, version, folder)
+    with folder as name:
+        made, described, vouching = (Path(name) / file for file in ("model.mnn", "card", "facts"))
+        described.write_bytes(pickle.dumps(card))
+        try:
+            facts = ask("wsiengine.models.converting", [str(described), str(made)], doing=doing, timeout_s=_SECONDS)
+        except CardError as error:
+            raise ProviderError(f"MNN cannot run {card.name}: {error.message}", hint="use --device cpu") from error
+        made.replace(root / f"{key}.mnn")
+        vouching.write_text(json.dumps(facts), encoding="utf-8")
+        vouching.replace(root / f"{key}.json")  # last: it vouches for the other
+    return Session(root / f"{key}.mnn", facts, version)
 
 
 class Session:
@@ -129,11 +130,10 @@ class Session:
         path: In MNN's format.
         facts: Of the ONNX file it was made of: ``inputs`` and ``outputs``, each a list of (name, type, shape).
         version: MNN's.
-        folder: Where ``path`` lies, if it shall go with the session.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any], version: str, folder: Any = None) -> None:
-        self._path, self._facts, self._version, self._folder = path, facts, version, folder
+    def __init__(self, path: Path, facts: dict[str, Any], version: str) -> None:
+        self._path, self._facts, self._version = path, facts, version
         self.bytes_per_thread = _COPIES * path.stat().st_size
         self._idle = [_One(path)]
 
