@@ -65,6 +65,7 @@ def test_scores_are_those_of_onnx_runtime(changes: dict, tmp_path: Path) -> None
     assert runtime.batch_size == changes.get("batch", mnn.BATCH)
     assert len(origins) % mnn.BATCH
     assert runtime.on_cpu
+    assert runtime.weights_bytes(3) == 3 * runtime.weights_bytes(1) > 3 * 5 * card.model_path.stat().st_size
     expected = Runtime(card, device="cpu").scores(pixels, origins)
     np.testing.assert_allclose(runtime.scores(pixels, origins), expected, atol=2e-5)
     assert np.ptp(expected[:, 0]) > 1e-3
