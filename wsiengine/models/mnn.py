@@ -1,8 +1,9 @@
 """MNN, which runs 3 × 3 convolutions faster than ONNX Runtime where a processor has AVX2 alone; its only importer.
 
 Asked for by ``--device mnn``, never chosen: its scores differ from ONNX Runtime's in the last digits (Winograd's
-convolutions sum in another order). It takes batches of one fixed size, in which the place of a tile, not its
-neighbours, shows in the last bits. :mod:`wsiengine.models.converting` turns the ONNX file into its format.
+convolutions sum in another order). It takes batches, in which the place of a tile, not its neighbours, shows in
+the last bits; the last of a block is a short one. :mod:`wsiengine.models.converting` turns the ONNX file into its
+format.
 """
 
 import ctypes

@@ -88,6 +88,7 @@ class Runtime:
         usual = 1 if card.outputs.boxes else CUDA_BATCH  # most detectors put the boxes of all tiles into one list
         usual = mnn.BATCH if in_mnn else usual
         self.batch_size = fixed or batch_size or usual if self.batched or in_mnn else 1
+        self._padded = fixed is not None or not in_mnn
         if fixed not in (None, self.batch_size):
             raise disagrees(card, f"a fixed batch of {fixed}", f"a free batch axis, or {self.batch_size}, on the CPU")
         self._input: str = self._session.get_inputs()[0].name
@@ -260,13 +261,13 @@ class Runtime:
             ) from error
 
     def _fill(self, pixels: np.ndarray, origins: np.ndarray, scores: np.ndarray) -> None:
-        """Scores of the tiles at ``origins`` into the rows of ``scores``; the last batch is padded."""
+        """Scores of the tiles at ``origins`` into the rows of ``scores``; the last batch is padded, but in MNN."""
         batch = self._batch()
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
             pack(pixels, part, self.card, batch[: len(part)])
             rows = scores[first : first + len(part)]
-            classes, *gate = self._run(batch)
+            classes, *gate = self._run(batch if self._padded else batch[: len(part)])
             rows[:, : classes.shape[1]] = classes[: len(part)]
             if gate:
                 rows[:, -1] = gate[0].reshape(-1)[: len(part)]
