@@ -46,15 +46,19 @@ class Contestant:
 def contestants(
     overlap: float, slide: Path, model: Path, folder: Path, options: argparse.Namespace
 ) -> list[Contestant]:
-    """Ours in each precision, then the peers."""
+    """Ours on each device and in each precision (in MNN in fp32), then the peers."""
     found = []
     mode = "dense" if overlap else "tiles"
-    ours = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-    for precision in options.precisions.split(","):
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    ours = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    for device, precision in itertools.product(options.devices.split(","), options.precisions.split(",")):
+        if (device, precision) == ("mnn", "int8"):
+            continue
+        kind = precision if device == "auto" else f"{device}-{precision}"
         command = [sys.executable, "-m", "wsiengine", "infer", str(slide), "-m", str(model), "--quiet"]
         command += ["--overlap", str(overlap), "--mode", mode, "--precision", precision]
-        command += ["--threads", str(options.threads), "-o", str(folder / precision)]
-        found.append(Contestant(f"wsiengine {mode} {precision}", command, ours, folder / precision))
+        command += ["--device", device, "--threads", str(options.threads), "-o", str(folder / kind)]
+        found.append(Contestant(f"wsiengine {mode} {kind}", command, ours, folder / kind))
     for peer in peers(options):
         output = folder / peer.name.replace(" ", "")
         command = peer.command(model, [slide], output, overlap, options.threads)
@@ -162,6 +166,7 @@ def main() -> None:
     parser.add_argument("--gpx", type=float, default=1.0, help="pixels of the mosaic, in 10⁹")
     parser.add_argument("--overlaps", default="0,0.5")
     parser.add_argument("--precisions", default="fp32,int8", help="of wsiengine")
+    parser.add_argument("--devices", default="auto", help="of wsiengine: auto,mnn, say")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()

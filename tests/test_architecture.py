@@ -17,6 +17,8 @@ HOMES = {
     "distributed": ("graph.py",),
     "zarr": ("store.py",),
     "onnxruntime": ("models/ort.py",),
+    "MNN": ("models/mnn.py",),
+    "_tools": ("models/mnn.py",),
     "torch": ("training/",),
     "onnx": ("training/",),
     "sklearn": ("training/",),

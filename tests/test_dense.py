@@ -17,7 +17,7 @@ import wsiengine
 from tests import planted_slides as planted
 from tests.fakes import ArraySlide, position_pixels
 from tests.models.tiny import Tiny, card_json, tiny, write_card
-from wsiengine import dense, job
+from wsiengine import dense, viewing
 from wsiengine.errors import CardError, PlanError, ScoreError
 from wsiengine.geometry import Box, Lattice, Mpp, Size
 from wsiengine.graph import run_blocks
@@ -206,7 +206,7 @@ def test_blocks_read_in_strips_are_those_read_at_once(card: Card, monkeypatch: p
     at_once = _scores(plan)
     reads = len(slide.reads)
     slide.reads.clear()
-    monkeypatch.setattr(job, "STRIP_PX", 40)
+    monkeypatch.setattr(viewing, "STRIP_PX", 40)
     np.testing.assert_array_equal(_scores(plan), at_once)
     assert len(slide.reads) > reads
 

@@ -28,7 +28,7 @@ class Device(Runtime):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "batched": True})
-        self.provider = "FakeExecutionProvider"
+        self.provider, self.on_cpu = "FakeExecutionProvider", False
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import wsiengine
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-PINNED = ("cpu", "distributed", "train", "test", "dev")
+PINNED = ("cpu", "mnn", "distributed", "train", "test", "dev")
 LOCAL = {"wsiengine", "wsikernels", "tests", "benchmarks"}
-HOMES = packages_distributions()  # import name → names of packages
+HOMES = {"_tools": ["MNN"], **packages_distributions()}  # import name → names of packages
 
 
 def _requirements(texts: list[str]) -> dict[str, Requirement]:
@@ -60,7 +60,7 @@ def test_the_core_is_light() -> None:
     "path", sorted((ROOT / "wsiengine").rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix()
 )
 def test_what_is_imported_is_declared(path: Path) -> None:
-    extras = ("cpu", "gpu", "distributed", "dicom")
+    extras = ("cpu", "gpu", "mnn", "distributed", "dicom")
     allowed = set(CORE) | {name for extra in extras for name in _requirements(EXTRAS[extra])}
     if "training" in path.parts:
         allowed |= set(_requirements(EXTRAS["train"]))

@@ -21,7 +21,6 @@ from wsiengine.geometry import Lattice
 from wsiengine.grid import TileGrid
 from wsiengine.machine import usable_cores, usable_memory_bytes
 from wsiengine.models.card import FINDERS, Card, refused_steps
-from wsiengine.models.ort import CPU
 from wsiengine.models.parts import PER_TILE
 from wsiengine.models.precision import REFERENCE
 from wsiengine.models.registry import load_model
@@ -164,7 +163,7 @@ class Subject:
     def threads(self) -> int:
         """Worker threads: one per core, and half as many again where processes read for a GPU: those that wait for it
         leave no reader without work."""
-        waiting = self.readers // 2 if self.runtime.provider != CPU else 0
+        waiting = 0 if self.runtime.on_cpu else self.readers // 2
         return self.request.threads or usable_cores() + waiting
 
     @property
@@ -175,7 +174,7 @@ class Subject:
         if self.request.readers is not None:
             return self.request.readers
         cores = min(self.request.threads or usable_cores(), usable_cores())
-        return cores if self.runtime.provider != CPU and cores >= _CORES_FOR_READERS else 0
+        return cores if not self.runtime.on_cpu and cores >= _CORES_FOR_READERS else 0
 
     @property
     def key(self) -> str:

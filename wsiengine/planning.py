@@ -295,7 +295,7 @@ def _memory_parts(plan: Plan, side: int, at_once: int) -> dict[str, int]:
     always = {
         "the libraries": _BASE_BYTES,
         "the slide's tables of tiles": _table_bytes(plan),
-        "the model's weights": 3 * plan.weights_bytes * (1 if _in_pieces(plan, 0) is None else 2),
+        "the model's weights": _weights_bytes(plan) * (1 if _in_pieces(plan, 0) is None else 2),
     }
     if readers := plan.options.readers:
         always[f"{readers} processes that read"] = readers * (_READER_BYTES + block_bytes(plan, side))
@@ -305,6 +305,10 @@ def _memory_parts(plan: Plan, side: int, at_once: int) -> dict[str, int]:
     found = {"the map": _map_bytes(plan)} | _model_parts(plan, side, at_once)
     running, drawing = found | _reading_parts(plan, side, at_once), found | {"drawing the results": _DRAWING_BYTES}
     return always | max(finding, running, drawing, key=lambda parts: sum(parts.values()))
+
+
+def _weights_bytes(plan: Plan) -> int:
+    return plan.job.runtime.weights_bytes(plan.options.worker_threads) if plan.job else 3 * plan.weights_bytes
 
 
 def finding_bytes(lattice: Lattice, scratch: Scratch) -> int:

@@ -58,13 +58,20 @@ def slide_words(path: str, info: "SlideInfo") -> str:
     return " · ".join((Path(path).name, info.format, f"{info.size_l0} px", mpp, levels))
 
 
+def _library_words(provider: str) -> str:
+    """
+    >>> _library_words("CPUExecutionProvider"), _library_words("MNN 3.6.1")
+    ('ONNX Runtime CPU', 'MNN 3.6.1')
+    """
+    kind = provider.removesuffix("ExecutionProvider")
+    return provider if kind == provider else f"ONNX Runtime {kind}"
+
+
 def plan_lines(plan: "Plan") -> list[tuple[str, str]]:
     """(name, text) lines: slide, model, tissue, plan."""
     card, grid = plan.card, plan.grid
     threads = plan.options.all_threads
-    runtime = (
-        f"ONNX Runtime {plan.job.runtime.provider.removesuffix('ExecutionProvider')}" if plan.job else "no session"
-    )
+    runtime = _library_words(plan.job.runtime.provider) if plan.job else "no session"
     known = plan.options.calibrated  # else a pixel counts as a µm
     tissue_mm2 = plan.tissue_um2 / 1e6
     size = area_words(tissue_mm2) if known else f"{tissue_mm2:.3g} Mpx"

@@ -50,7 +50,7 @@ def test_a_device_that_answers_otherwise_is_a_fault(
     assert "allowed 0.001" in out
     assert main(["doctor", "--check", str(card.folder), "--json"]) == 1
     ways = json.loads(capsys.readouterr().out)["ways"]
-    assert [way["faulty"] for way in ways] == [False, False, True, False]
+    assert [way["faulty"] for way in ways] == [False, False, True, False, False]
 
 
 def test_differences() -> None:

@@ -25,8 +25,10 @@ _PACKAGES = [
     "shapely",
     "geojson",
     "distributed",
+    "MNN",
     "torch",
 ]
+_EXTRAS = ("torch", "distributed", "MNN")  # nothing is missing without them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +129,7 @@ def _version(name: str) -> str | None:
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     packages = " · ".join(f"{name} {found}" for name, found in facts["packages"].items() if found)
-    missing = [name for name, found in facts["packages"].items() if not found and name not in ("torch", "distributed")]
+    missing = [name for name, found in facts["packages"].items() if not found and name not in _EXTRAS]
     lines = [
         ("wsiengine", f"{facts['wsiengine']} · Python {facts['python']} · {facts['system']}"),
         ("device", facts["device"] or "none"),

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source-mpp", type=_scale, metavar="UM|X,Y", help="µm/px of the images, instead of what the table says"
     )
     parser.add_argument("--precision", choices=ASKED, default="fp32", help="number format of the model (default: fp32)")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]|mnn")
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="default: all cores")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write report.json and report.png here")
     parser.add_argument("--json", action="store_true", help="print as JSON")

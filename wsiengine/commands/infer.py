@@ -79,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="number format of the model; auto: the fastest that keeps the answers (default: fp32)",
     )
-    run.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:i]|tensorrt[:i]", help="what runs the model")
+    run.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda[:i]|tensorrt[:i]|mnn", help="what runs the model"
+    )
     run.add_argument("--threads", type=whole, default=0, metavar="N", help="worker threads (default: all cores)")
     run.add_argument(
         "--readers",

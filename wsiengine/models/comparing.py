@@ -14,7 +14,7 @@ from wsiengine.models.ort import CPU
 from wsiengine.models.probe import answers
 from wsiengine.models.runtime import Runtime
 
-DEVICES = ("cpu", "cuda", "tensorrt")
+DEVICES = ("cpu", "cuda", "tensorrt", "mnn")
 # Largest difference of a probability (of other outputs: in parts of their largest value) that is no fault.
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 2e-1}
 _IDENTICAL = 0.0  # on one device, whatever the threads: part of what runs promise

@@ -229,7 +229,7 @@ def _parse_device(device: str) -> tuple[str, tuple[int, ...]]:
     known = kind in _KINDS or (kind in ("auto", "cpu") and not colon)
     if not known or not all(index.isdecimal() for index in indices) or len(set(indices)) < len(indices):
         raise ProviderError(
-            f"device is {device!r}, needed auto, cpu, cuda, cuda:1, cuda:0,1 or tensorrt", hint="try --device auto"
+            f"device is {device!r}, needed auto, cpu, cuda, cuda:1, cuda:0,1, tensorrt or mnn", hint="try --device auto"
         )
     return kind, tuple(map(int, indices))
 

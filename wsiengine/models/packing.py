@@ -7,6 +7,7 @@ import numpy as np
 from wsiengine.models.card import Card
 from wsiengine.models.parts import InputSpec
 
+NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
 ALIGN_BYTES = 64  # what ONNX Runtime's own tensors have, and a cache line
 
 
@@ -16,6 +17,13 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype, *, zeroed: bool = True) -> 
     memory = (np.zeros if zeroed else np.empty)(n_bytes + ALIGN_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGN_BYTES
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def room_for(count: int, spec: InputSpec) -> np.ndarray:
+    """A zeroed, aligned batch of ``count`` tiles in the model's layout and type."""
+    side, channels = spec.size_px, spec.channels
+    shape = (side, side, channels) if spec.layout == "NHWC" else (channels, side, side)
+    return aligned((count, *shape), np.dtype(NUMPY[spec.dtype]))
 
 
 def checked_origins(pixels: np.ndarray, origins_px: np.ndarray, spec: InputSpec) -> np.ndarray:

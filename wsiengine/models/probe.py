@@ -38,8 +38,7 @@ def drawn_tiles(side_px: int) -> np.ndarray:
 
 def probabilities(runtime: Runtime, card: Card, tiles: np.ndarray) -> np.ndarray:
     """Of the card's classes for ``tiles`` (N, side, side, 3) uint8 → (N, classes) float32."""
-    column, corners = _column(tiles)
-    return activate(runtime.scores(column, corners)[:, : len(card.classes)], card.activation)
+    return activate(runtime.scores(*column(tiles))[:, : len(card.classes)], card.activation)
 
 
 def answers(runtime: Runtime, card: Card) -> list[np.ndarray]:
@@ -51,13 +50,13 @@ def answers(runtime: Runtime, card: Card) -> list[np.ndarray]:
     tiles = drawn_tiles(card.input.size_px)
     if card.task == "classify":
         return [probabilities(runtime, card, tiles)]
-    found = [np.array(array) for arrays in runtime.outputs(*_column(tiles)) for array in arrays]
+    found = [np.array(array) for arrays in runtime.outputs(*column(tiles)) for array in arrays]
     if not all(np.isfinite(array).all() for array in found):
         raise ScoreError(f"model {card.name} gave NaN or infinity for drawn tissue; needed finite numbers")
     return found
 
 
-def _column(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def column(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tiles one below the other, and the corner of each."""
     side = tiles.shape[1]
     corners = np.stack([np.arange(len(tiles)) * side, np.zeros(len(tiles), int)], axis=1)

@@ -7,6 +7,8 @@ convolutions split their sums by thread count where a batch has one image; and d
 batch. It costs nothing: measured on one core, ms per 224 px tile at batch 1, 8 and 16, ResNet-18 took 17.1, 16.5 and
 16.2, MobileNetV2 4.1, 4.9 and 5.4. Threads work on different tiles instead.
 
+MNN, the other library for the CPU, takes four tiles of a block at once: see :mod:`wsiengine.models.mnn`.
+
 On a GPU every batch has one fixed, padded shape, which is part of a run's identity; batches are filled across blocks,
 and more than one is under way (:mod:`wsiengine.models.feeding`). The provider is a parameter: ``batched`` runs the very
 same code on the CPU.
@@ -22,20 +24,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiengine.errors import CardError, ModelError
+from wsiengine.models import mnn
 from wsiengine.models.bound import BoundSlot
 from wsiengine.models.card import Card
 from wsiengine.models.contract import check_maps, check_outputs, check_scores, check_signature, disagrees
 from wsiengine.models.feeding import AHEAD, Feeder
 from wsiengine.models.integrity import check_files
 from wsiengine.models.ort import CPU, first_line, open_other, open_pieces, open_sessions, ort_errors
-from wsiengine.models.packing import aligned, checked_origins, pack
+from wsiengine.models.packing import NUMPY, aligned, checked_origins, pack, room_for
 from wsiengine.models.pinned import pin
 
 if TYPE_CHECKING:
     from wsiengine.models.pieces import Pieces
 
 CUDA_BATCH = 64
-_NUMPY = {"uint8": np.uint8, "uint16": np.uint16, "float32": np.float32, "float16": np.float16}
 
 
 class Runtime:
@@ -43,22 +45,25 @@ class Runtime:
 
     Args:
         card: The model.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1`` (several, which share the work), ``tensorrt`` likewise, or
-            ``auto``: CUDA where a session can have it, else the CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``cuda:0,1`` (several, which share the work), ``tensorrt`` likewise,
+            ``mnn`` (the CPU, in MNN), or ``auto``: CUDA where a session can have it, else the CPU in ONNX Runtime.
         threads: Tiles that one call of :meth:`scores` works on at once (CPU). Leave it at 1 where several threads call.
-        batch_size: Tiles handed to a GPU at once, 64 by default; the CPU takes one at a time, whatever is given.
+        batch_size: Tiles handed to a GPU at once, 64 by default, or to MNN, 4 by default; ONNX Runtime on the CPU takes
+            one at a time, whatever is given.
         batched: Treat the CPU as a GPU is: for tests and comparisons.
 
     Attributes:
-        provider: ``CPUExecutionProvider``, ``CUDAExecutionProvider`` or ``TensorrtExecutionProvider``.
+        provider: ``CPUExecutionProvider``, ``CUDAExecutionProvider``, ``TensorrtExecutionProvider`` or MNN with its
+            version: what a run's scores hang on.
+        on_cpu: No GPU is needed.
         chosen: In words, what runs the model, and why.
         batch_size: Tiles handed over at once.
 
     Raises:
-        DependencyError: ONNX Runtime is missing, or installed twice.
+        DependencyError: ONNX Runtime is missing, or installed twice; MNN was asked for and is missing.
         CardError: The ONNX file is not what the card says.
         IntegrityError: A file of the model has another sha256 than the card says, or is unsafe.
-        ProviderError: CUDA was asked for and the session did not get it.
+        ProviderError: CUDA was asked for and the session did not get it; MNN was, and does not run this model.
     """
 
     def __init__(
@@ -75,13 +80,18 @@ class Runtime:
         self.card = card
         self._arguments = (card, device, threads, batch_size, batched)
         check_files(card)
-        sessions, self.chosen = open_sessions(card, device)
+        sessions, self.chosen = mnn.open_session(card) if device == mnn.DEVICE else open_sessions(card, device)
         self._session = sessions[0]
         self.provider: str = self._session.get_providers()[0]
-        self.batched = batched or self.provider != CPU
+        in_mnn = device == mnn.DEVICE
+        self._library = "MNN" if in_mnn else "ONNX Runtime"
+        self.on_cpu = in_mnn or self.provider == CPU
+        self.batched = not self.on_cpu or (batched and not in_mnn)
         fixed = check_signature(self._session.get_inputs(), self._session.get_outputs(), card)
         usual = 1 if card.outputs.boxes else CUDA_BATCH  # most detectors put the boxes of all tiles into one list
-        self.batch_size = fixed or batch_size or usual if self.batched else 1
+        usual = mnn.BATCH if in_mnn else usual
+        self.batch_size = fixed or batch_size or usual if self.batched or in_mnn else 1
+        self._padded = fixed is not None or not in_mnn
         if fixed not in (None, self.batch_size):
             raise disagrees(card, f"a fixed batch of {fixed}", f"a free batch axis, or {self.batch_size}, on the CPU")
         self._input: str = self._session.get_inputs()[0].name
@@ -90,7 +100,7 @@ class Runtime:
         self._outputs = [name for name in wanted if name is not None]
         others = card.second.files if card.second else ()
         self._others = {file: open_other(card, file, self._session) for file in others}
-        self._one_at_a_time = threading.Lock() if self.provider != CPU else None
+        self._one_at_a_time = None if self.on_cpu else threading.Lock()
         self._cutting = threading.Lock()
         self._pieces: Pieces | None = None
         self._cut = False  # once a block was asked for
@@ -115,7 +125,7 @@ class Runtime:
 
         Raises:
             ScoreError: NaN, infinity, or a gate outside [0, 1]; names the tile.
-            ModelError: ONNX Runtime failed on this input.
+            ModelError: ONNX Runtime (or MNN) failed on this input.
         """
         origins = checked_origins(pixels, origins_px, self.card.input)
         if self._feeder is not None:
@@ -141,6 +151,17 @@ class Runtime:
         pieces = self._in_pieces()
         return nullcontext() if pieces is None else pieces.team.helped(threads)
 
+    def signature(self) -> dict[str, list[tuple]]:
+        """What the ONNX file states of its ``inputs`` and ``outputs``: name, type and shape of each."""
+        sides = {"inputs": self._session.get_inputs(), "outputs": self._session.get_outputs()}
+        return {side: [(one.name, one.type, one.shape) for one in found] for side, found in sides.items()}
+
+    def weights_bytes(self, threads: int) -> int:
+        """Memory for the network's weights, where ``threads`` call: ONNX Runtime keeps them once, three times over."""
+        if isinstance(self._session, mnn.Session):
+            return threads * self._session.bytes_per_thread
+        return 3 * self.card.model_path.stat().st_size
+
     def batches(self) -> dict[str, float] | None:
         """On a GPU: batches run, tiles and rows in them, and seconds that sessions were at work."""
         return None if self._feeder is None else self._feeder.facts()
@@ -164,7 +185,7 @@ class Runtime:
             arrays are good until the next tile is asked for.
 
         Raises:
-            ModelError: ONNX Runtime failed on this input.
+            ModelError: ONNX Runtime (or MNN) failed on this input.
         """
         origins = checked_origins(pixels, origins_px, self.card.input)
         batch = self._batch()
@@ -191,7 +212,7 @@ class Runtime:
         Raises:
             CardError: The card names no maps, or they are not one value per cell.
             ScoreError: NaN or infinity; names the place.
-            ModelError: ONNX Runtime failed on this input.
+            ModelError: ONNX Runtime (or MNN) failed on this input.
         """
         names = self._map_names
         channels_last = self.card.input.layout == "NHWC"
@@ -200,7 +221,7 @@ class Runtime:
         if pieces and channels_last and self.card.input.dtype == "uint8":
             batch = pixels[np.newaxis]  # pieces are copied out of it
         else:
-            batch = aligned((1, *shape), np.dtype(_NUMPY[self.card.input.dtype]))
+            batch = aligned((1, *shape), np.dtype(NUMPY[self.card.input.dtype]))
             pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
         if pieces is None:
             cam, *gate = self._run(batch, names)
@@ -251,27 +272,24 @@ class Runtime:
             ) from error
 
     def _fill(self, pixels: np.ndarray, origins: np.ndarray, scores: np.ndarray) -> None:
-        """Scores of the tiles at ``origins`` into the rows of ``scores``; the last batch is padded."""
+        """Scores of the tiles at ``origins`` into the rows of ``scores``; the last batch is padded, but in MNN."""
         batch = self._batch()
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
             pack(pixels, part, self.card, batch[: len(part)])
             rows = scores[first : first + len(part)]
-            classes, *gate = self._run(batch)
+            classes, *gate = self._run(batch if self._padded else batch[: len(part)])
             rows[:, : classes.shape[1]] = classes[: len(part)]
             if gate:
                 rows[:, -1] = gate[0].reshape(-1)[: len(part)]
 
     def _batch(self) -> np.ndarray:
         """A zeroed, aligned batch in the model's layout and type."""
-        spec = self.card.input
-        side, channels = spec.size_px, spec.channels
-        shape = (side, side, channels) if spec.layout == "NHWC" else (channels, side, side)
-        return aligned((self.batch_size, *shape), np.dtype(_NUMPY[spec.dtype]))
+        return room_for(self.batch_size, self.card.input)
 
     def _pinned_batch(self) -> np.ndarray:
         batch = self._batch()
-        if self.provider != CPU:
+        if not self.on_cpu:
             pin(batch)
         return batch
 
@@ -286,7 +304,7 @@ class Runtime:
             yield
         except ort_errors() as error:
             raise ModelError(
-                f"model {self.card.name}: ONNX Runtime failed on tiles of shape {shape}: {first_line(error)}",
+                f"model {self.card.name}: {self._library} failed on tiles of shape {shape}: {first_line(error)}",
                 hint="try --device cpu, or a smaller --batch-size; if it stays, card and ONNX file do not fit",
             ) from error
 

@@ -5,7 +5,8 @@ from contextlib import suppress
 
 from wsiengine.errors import WsiError
 from wsiengine.models.card import Card
-from wsiengine.models.ort import CPU, import_onnxruntime
+from wsiengine.models.mnn import DEVICE
+from wsiengine.models.ort import import_onnxruntime
 from wsiengine.models.precision import REFERENCE, choose_precision
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime, shared_runtime
@@ -25,8 +26,10 @@ def open_runtime(
         PlanError: The model does not come in that format, or the device only imitates it.
         ModelError: As for :class:`~wsiengine.models.runtime.Runtime`.
     """
+    if device == DEVICE and precision == "auto":
+        precision = REFERENCE  # MNN's 8 bits take longer than its 32
     runtime = shared_runtime(card, device=device, threads=threads, batch_size=batch_size)
-    chosen = choose_precision(precision, card.variants, card.name, gpu=runtime.provider != CPU)
+    chosen = choose_precision(precision, card.variants, card.name, gpu=not runtime.on_cpu)
     if chosen == REFERENCE:
         return runtime
     return shared_runtime(card.at(chosen), device=device, threads=threads, batch_size=batch_size)
