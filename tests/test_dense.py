@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 from wsiengine.planning import Plan
 from wsiengine.slides.pyramid import PyramidLayout, write_pyramid
+from wsiengine.tasks.base import Gathered
 from wsiengine.truth import Truth
 
 
@@ -102,11 +104,16 @@ def _cells(plan: Plan, left: np.ndarray) -> np.ndarray:
     return cells
 
 
+def _add_all(gathered: Gathered, blocks: Sequence[BlockScores]) -> None:
+    for block in blocks:
+        gathered.add(block)
+
+
 def _scores(plan: Plan) -> np.ndarray:
     nothing = Recovered({}, {}, ())
     gathered = plan.task.gather(plan, nothing)
     assert plan.job
-    run_blocks(plan.job, plan.blocks(), lambda blocks: [gathered.add(block) for block in blocks], threads=1)
+    run_blocks(plan.job, plan.blocks(), partial(_add_all, gathered), threads=1)
     return gathered.arrays()["scores"]
 
 
@@ -233,7 +240,7 @@ def test_few_blocks_under_way_at_once_give_the_same_cells(card: Card, monkeypatc
         most = 0
         gathered = plan.task.gather(plan, Recovered({}, {}, ()))
         assert plan.job
-        run_blocks(plan.job, plan.blocks(), gathered.add, threads=4, at_once=at_once)
+        run_blocks(plan.job, plan.blocks(), partial(_add_all, gathered), threads=4, at_once=at_once)
         np.testing.assert_array_equal(gathered.arrays()["scores"], expected)
         assert most <= (at_once or 4)
         assert (most > 2) == (at_once is None)
