@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from wsiengine.errors import UnreadableSlide, WsiError
+from wsiengine.interpreter import same_python
 from wsiengine.stopping import EXIT_CODE, stopping_soon
 
 _LISTENER_GONE = 141  # of the child: its standard output was closed
@@ -109,8 +110,7 @@ class _Child:
         self._patience_s = task.patience_s
         self._paused = False
         self._reports, report = os.pipe()
-        command = [sys.executable, "-m", "wsiengine.isolation", str(report)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command, environment = same_python("wsiengine.isolation", str(report))
         # Its own session: Ctrl-C and Ctrl-Z come to the command, which hands them on. Standard input is its life-line.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, pass_fds=[report], env=environment, start_new_session=True
