@@ -308,6 +308,13 @@ def test_ctrl_c_keeps_what_is_done(slide: Path, tmp_path: Path, capsys: pytest.C
     assert _names(tmp_path / "out") == RESULTS
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(slide: Path, tmp_path: Path, closed: str) -> None:
+    line = f"'{sys.executable}' -m wsiengine infer '{slide}' -m planted --tissue none -o '{tmp_path / 'out'}' {closed}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["models", "infer"])
 def test_output_into_a_closed_pipe_is_no_error_message(slide: Path, tmp_path: Path, command: str) -> None:
     arguments = {"models": ("--json",), "infer": (slide, slide, "-m", "planted", "-o", tmp_path / "out")}[command]

@@ -11,7 +11,7 @@ import pytest
 import wsiengine
 from tests import planted_slides as planted
 from wsiengine import identifying
-from wsiengine.errors import DeviceMemoryError
+from wsiengine.errors import DeviceMemoryError, MemoryLimitError
 from wsiengine.events import Event
 from wsiengine.geometry import Box, Size
 from wsiengine.identifying import Request
@@ -132,6 +132,20 @@ def test_processes_read_for_a_device_and_more_threads_wait_for_it(
         subject = identifying.identify(Request(slide, "planted", **options))  # type: ignore[arg-type]
         chosen.append((subject.readers, subject.threads))
     assert chosen == [(8, 12), (4, 4), (0, 2), (3, 9), (0, 8), (8, 20)]
+
+
+def test_readers_nobody_asked_for_leave_memory_to_the_run(
+    slide: Path, device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identifying, "usable_cores", lambda: 8)
+    chosen = []
+    for limit in (8 << 30, 3 << 30, 1 << 30):
+        request = Request(slide, "planted", tissue="none", memory_limit_bytes=limit)
+        chosen.append(identifying.identify(request).readers)
+        wsiengine.plan(slide, "planted", tissue="none", memory_limit_bytes=limit)  # is not refused
+    assert chosen == [8, 6, 0]
+    with pytest.raises(MemoryLimitError, match="lower --threads or --readers"):
+        wsiengine.plan(slide, "planted", tissue="none", memory_limit_bytes=1 << 30, readers=16)
 
 
 def test_threads_read_for_a_cpu(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,29 @@ def test_a_disk_that_fills_up_between_them_keeps_those_before(tmp_path: Path, mo
     assert [box.y0 for box, _ in read_journal(path).tiles] == [0, 6]
 
 
+def test_a_record_that_is_broken_off_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "journal", os.write
+
+    def interrupted(fd: int, data: bytes) -> int:
+        write(fd, data[:10])
+        raise KeyboardInterrupt
+
+    with Journal.create(path, HEADER) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                _add_together(journal, range(1))
+        _add_together(journal, range(1, 3))  # what was finished meanwhile
+    assert [box.y0 for box, _ in read_journal(path).tiles] == [2, 4]
+
+
+def test_a_journal_that_is_closed_says_so_in_words(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "journal", HEADER)
+    journal.close()
+    with pytest.raises(OutputError, match="Cannot write"):
+        _add_together(journal, range(1))
+
+
 def test_what_cannot_be_synced_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")

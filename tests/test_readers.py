@@ -1,5 +1,6 @@
 """Processes that read for the threads of a run: the same pixels, whatever becomes of them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -102,7 +103,7 @@ def test_threads_do_not_see_each_others_pixels(slide: Path, readers: Readers) ->
 def _processes(readers: Readers) -> list[int]:
     """Of the first of them, its children."""
     found = Path(f"/proc/{readers._first.pid}/task/{readers._first.pid}/children")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         children = [int(word) for word in found.read_text().split()]
         if len(children) == 2:
@@ -145,6 +146,89 @@ def test_an_unreadable_place_is_told_as_by_a_thread(slide: Path, tmp_path: Path,
     assert str(here.value) == str(there.value)
     view, _ = readers.view(viewer, next(plan.blocks()))  # the reader goes on
     assert view.pixels.any()
+
+
+def test_one_that_has_ended_takes_no_block_from_the_others(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan(slide)
+    assert plan.job
+    viewer, (block, *_) = plan.job.viewer, list(plan.blocks())
+    reading_here, here = threading.Event(), []
+
+    def view(own: Viewer, block: object) -> str:
+        here.append(threading.current_thread())
+        reading_here.set()
+        release.wait(30)
+        return "read here"
+
+    with Readers(2) as readers:
+        victim = _processes(readers)[1]
+        os.kill(victim, signal.SIGKILL)
+        release = threading.Event()
+        monkeypatch.setattr(Viewer, "view", view)
+        first = threading.Thread(target=readers.view, args=(viewer, block))
+        first.start()
+        assert reading_here.wait(30)
+        view_there = readers.view(viewer, block)[0]
+        release.set()
+        first.join()
+    assert here == [first]
+    assert view_there.pixels.any()  # type: ignore[attr-defined]
+
+
+def test_what_a_reader_cannot_open_is_read_by_the_thread(
+    slide: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.svs"
+    copy.write_bytes(slide.read_bytes())
+    plan = _plan(copy)
+    assert plan.job
+    viewer = plan.job.viewer
+    with Readers(1) as alone:
+        copy.rename(tmp_path / "elsewhere.svs")
+        for block in plan.blocks():
+            np.testing.assert_array_equal(alone.view(viewer, block)[0].pixels, viewer.view(block)[0].pixels)
+        assert alone._free.get().alive
+    assert capfd.readouterr() == ("", "")  # no traceback with a path
+
+
+@pytest.mark.parametrize("call", ["memfd_create", "socketpair", "Popen"])
+def test_what_the_system_refuses_costs_pace_only(slide: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def refused(*arguments: object, **how: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    plan = _plan(slide)
+    assert plan.job
+    viewer, blocks = plan.job.viewer, list(plan.blocks())
+    where = {"memfd_create": module.os, "socketpair": module.socket, "Popen": module.subprocess}[call]
+    monkeypatch.setattr(where, call, refused)
+    with reading(viewer.slide, 2) as readers:
+        assert (readers is not None) == (call == "memfd_create")
+        for block in blocks if readers else ():
+            np.testing.assert_array_equal(readers.view(viewer, block)[0].pixels, viewer.view(block)[0].pixels)
+    assert not module._users
+
+
+def test_a_fork_of_the_run_does_not_keep_them(slide: Path) -> None:
+    """What a data loader of the caller's does meanwhile: its processes have our channels open as well."""
+    code = (
+        "import os, time; from wsiengine.readers import Readers\n"
+        "readers = Readers(2)\n"
+        "other = os.fork() or time.sleep(60)\n"
+        "readers.close()\n"
+        "os.kill(other, 9)"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=30, check=True)
+
+
+def test_a_users_file_is_not_taken_for_pythons(slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('not for you')")
+    code = "import sys; from wsiengine.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-P", "-c", code, "infer", str(slide), "-m", "planted", "--tissue", "none"]
+    command += ["--readers", "1", "-o", str(tmp_path / "out")]
+    found = ":".join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": found}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "not for you" in done.stderr) == (0, False), done.stderr
 
 
 def test_an_interrupted_exchange_is_not_taken_up_again(

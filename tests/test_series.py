@@ -296,6 +296,14 @@ def test_stopped_workers_do_not_look_finished() -> None:
             workers.run(_scoring(score, 10**9), lambda results: None)
 
 
+def test_stopped_workers_do_not_grow() -> None:
+    with Workers(1) as workers:
+        pass
+    workers.grow(2)
+    with pytest.raises(CancelledError):
+        workers.run(_scoring(_Done, 3), lambda results: None)
+
+
 def test_who_records_slowly_is_not_run_away_from() -> None:
     begun: list[int] = []
 

@@ -6,6 +6,7 @@ Exit codes: 0 all went well · 1 a slide failed, or another error in words · 2 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,6 +33,7 @@ _EPILOG = "Research software, not a medical device. `wsiengine COMMAND --help` t
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    _missing_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if not a.startswith("-")), None)
     parser, chosen = _parser(command)
@@ -41,6 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     _unicode_output()
     return _run(chosen, args)
+
+
+def _missing_streams() -> None:
+    """Where we were started with one of them closed (``>&-``), nobody speaks or listens; else a file would take it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115, PTH123  (for as long as we run)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _run(command: Any, args: argparse.Namespace) -> int:

@@ -36,7 +36,8 @@ from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.detect import least_overlap_px, nothing_below
 
-_CORES_FOR_READERS = 4  # fewer read hardly more tiles as processes than as threads
+_FEWEST_READERS = 4  # fewer read hardly more tiles as processes than as threads
+_MEMORY_PER_READER = 512 << 20  # of the whole run: a reader takes a third of it, and pace must not refuse a run
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
 _DENSE_PX_COST = 1.3  # a pixel of a dense block against one of a small tile (margins, copies), measured 1.05 to 1.3
 
@@ -66,7 +67,7 @@ class Request:
         cam: Also write the class-activation map of this class (:mod:`wsiengine.attribution`).
         precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
         readers: Processes that read and normalise for the worker threads (:mod:`wsiengine.readers`); None: one for each
-            core where a GPU runs the model, else none.
+            core where a GPU runs the model, as far as memory allows, else none.
         beside_bytes: What another slide of the same call holds meanwhile; set by :func:`wsiengine.infer_many`.
     """
 
@@ -173,8 +174,9 @@ class Subject:
             return 0
         if self.request.readers is not None:
             return self.request.readers
-        cores = min(self.request.threads or usable_cores(), usable_cores())
-        return cores if not self.runtime.on_cpu and cores >= _CORES_FOR_READERS else 0
+        memory = self.request.memory_limit_bytes or usable_memory_bytes()
+        count = min(self.request.threads or usable_cores(), usable_cores(), memory // _MEMORY_PER_READER)
+        return count if not self.runtime.on_cpu and count >= _FEWEST_READERS else 0
 
     @property
     def key(self) -> str:

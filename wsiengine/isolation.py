@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from wsiengine.errors import UnreadableSlide, WsiError
 from wsiengine.forking import Forked, can_fork
+from wsiengine.interpreter import same_python
 from wsiengine.stopping import EXIT_CODE, leave, stopping_soon
 
 _LISTENER_GONE = 141  # of the child: its standard output was closed
@@ -210,8 +211,7 @@ def _fork(slides: Sequence[tuple[int, Any]], task: Task, reports: tuple[int, int
 
 def _spawn(slides: Sequence[tuple[int, Any]], task: Task, reports: tuple[int, int]) -> "subprocess.Popen[bytes]":
     report = reports[1]
-    command = [sys.executable, "-m", "wsiengine.isolation", str(report)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command, environment = same_python("wsiengine.isolation", str(report))
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, pass_fds=[report], env=environment, start_new_session=True
     )

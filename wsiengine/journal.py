@@ -162,7 +162,8 @@ class Journal:
             OutputError: The disk is full, say; what it took before is kept.
         """
         with self._lock:
-            start = self._end()
+            with in_words(self._path):
+                start = self._end()
             self._together = True
             try:
                 yield
@@ -192,7 +193,7 @@ class Journal:
             start = self._end()
             try:
                 _write_all(self._fd, record)
-            except OSError:
+            except BaseException:  # Ctrl-C as well: other blocks are handed over after it
                 self._take_back(start)
                 raise
             if not self._together:
@@ -210,7 +211,7 @@ class Journal:
             raise
 
     def _take_back(self, start: int) -> None:
-        """Remove what a full disk took of a record, so that a later append starts clean.
+        """Remove what is on the disk of a record that was broken off, so that a later append starts clean.
 
         Where even that fails nothing more is appended: it would stand behind a torn record, and be lost with it.
         """

@@ -5,7 +5,7 @@ that is what all wait for: sixteen cores got 1,400 tiles/s out of one process, a
 asks a process for a whole block and finds its pixels in memory that both share; they are the same pixels.
 
 The processes are copies of one that has loaded the libraries, and end with the run. One that ends by itself costs
-nothing but pace: the block is read by the thread that asked, as without it.
+nothing but pace: the block is read by the thread that asked, as without it. So is a block that cannot be read there.
 """
 
 import contextlib
@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 
 from wsiengine.grid import Block
+from wsiengine.interpreter import same_python
 from wsiengine.slides.base import Slide
 from wsiengine.tasks.base import View
 from wsiengine.viewing import Viewer
 
 _LENGTH = struct.Struct("<Q")
+_OVER = b"\0"
 _SLIDES_KEPT = 2  # open in a reader: the one that is scored, and the next
 _LARGEST_SLIDE = 1 << 20  # bytes that are sent to each reader
 _NICE = 10  # a thread that feeds the device, and holds Python's lock, must not wait for a core that reads
@@ -41,11 +43,14 @@ class Readers:
     """``count`` processes, started at once; a context manager. See :func:`reading`."""
 
     def __init__(self, count: int) -> None:
-        pairs = [socket.socketpair() for _ in range(count)]
-        theirs = [their.fileno() for _, their in pairs]
-        command = [sys.executable, "-m", "wsiengine.readers", *map(str, theirs)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._first = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=theirs, env=environment)
+        with contextlib.ExitStack() as opened:
+            pairs = [tuple(map(opened.enter_context, socket.socketpair())) for _ in range(count)]
+            theirs = [their.fileno() for _, their in pairs]
+            command, environment = same_python("wsiengine.readers", *map(str, theirs))
+            # A process group of its own: Ctrl-C is the run's affair, which then closes the channels.
+            how: dict[str, Any] = {"pass_fds": theirs, "env": environment, "process_group": 0}
+            self._first = subprocess.Popen(command, stdin=subprocess.PIPE, **how)
+            opened.pop_all()
         for _, their in pairs:
             their.close()
         self._free: queue.LifoQueue[_Reader] = queue.LifoQueue()
@@ -59,9 +64,10 @@ class Readers:
         reader = self._free.get()
         try:
             answer = reader.ask(viewer, block, self._shared()) if reader.alive else None
+            # In the turn of one that has ended: given back at once, it would be what every thread takes next.
+            return viewer.view(block) if answer is None else answer
         finally:
             self._free.put(reader)
-        return viewer.view(block) if answer is None else answer
 
     def _shared(self) -> "_Shared":
         """This thread's memory."""
@@ -71,10 +77,13 @@ class Readers:
         return shared
 
     def close(self) -> None:
+        """End the processes, also where a fork of this process, which is not ours, holds copies of the channels."""
         for own in self._all:
+            with contextlib.suppress(OSError):  # it has ended
+                own.shutdown(socket.SHUT_RDWR)
             own.close()
-        assert self._first.stdin is not None
-        self._first.stdin.close()
+        with contextlib.suppress(OSError):
+            self._first.communicate(_OVER)
         self._first.wait()
 
     def __enter__(self) -> "Readers":
@@ -93,24 +102,36 @@ _sharing = threading.Lock()
 def reading(slide: Slide, count: int) -> Iterator[Readers | None]:
     """The readers of this process: one set for all slides that run at a time, started by the first of them.
 
-    None where ``count`` is 0, on a system without shared memory files, and for a slide that is held in memory, or that
-    cannot be opened again elsewhere: threads read it.
+    None where ``count`` is 0, on a system without shared memory files or room for processes, and for a slide that is
+    held in memory, or that cannot be opened again elsewhere: threads read it.
     """
+    readers = _join(count) if count and hasattr(os, "memfd_create") and _travels(slide) else None
+    try:
+        yield readers
+    finally:
+        if readers is not None:
+            _leave()
+
+
+def _join(count: int) -> Readers | None:
+    """One more user of the readers; None where the system allows none."""
     global _users
-    if not count or not hasattr(os, "memfd_create") or not _travels(slide):
-        yield None
-        return
     with _sharing:
         if not _users:
-            _shared.append(Readers(count))
+            try:
+                _shared.append(Readers(count))
+            except OSError:  # too many open files or processes
+                return None
         _users += 1
-    try:
-        yield _shared[0]
-    finally:
-        with _sharing:
-            _users -= 1
-            if not _users:
-                _shared.pop().close()
+        return _shared[0]
+
+
+def _leave() -> None:
+    global _users
+    with _sharing:
+        _users -= 1
+        if not _users:
+            _shared.pop().close()
 
 
 def _travels(slide: Slide) -> bool:
@@ -160,15 +181,15 @@ class _Reader:
         self._mapped: dict[int, int] = {}  # sizes of the threads' memory, as the reader knows it
 
     def ask(self, viewer: Viewer, block: Block, shared: _Shared) -> tuple[View, dict[str, float]] | None:
-        """The view of a block, or whatever error reading it raised; None where the process has ended."""
+        """The view of a block; None where the process could not read it, cannot share memory, or has ended."""
         self.alive = False  # until the exchange is over: whatever breaks it off leaves half a message
         try:
             kind, *answer = self._exchange((viewer.key, block))
             if kind == "viewer":
                 kind, *answer = self._exchange((pickle.dumps(viewer), block))
-            if kind == "error":
+            if kind == "failed":
                 self.alive = True
-                raise answer[0]
+                return None
             shape, dtype, corners, bad, seconds = answer
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             if size > shared.size:
@@ -176,7 +197,7 @@ class _Reader:
             known = self._mapped.get(shared.number) == shared.size
             self._mapped[shared.number] = shared.size
             self._exchange((shared.number, shared.size), [] if known else [shared.descriptor])
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             return None
         self.alive = True
         return View(shared.pixels(shape, dtype), corners, bad), seconds
@@ -220,20 +241,14 @@ def _read(channel: socket.socket) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             (named, block), _ = _receive(channel)
-            if isinstance(named, bytes):
-                viewer = pickle.loads(named)
-                viewers[viewer.key] = viewer
-                if len(viewers) > _SLIDES_KEPT:
-                    viewers.popitem(last=False)[1].slide.close()
-            elif named in viewers:
-                viewer = viewers[named]
-            else:
+            if not isinstance(named, bytes) and named not in viewers:
                 _send(channel, ("viewer",), [])
                 continue
             try:
+                viewer = _opened(named, viewers) if isinstance(named, bytes) else viewers[named]
                 view, seconds = viewer.view(block)
-            except Exception as error:  # whatever it is, it belongs to the one who asked
-                _send(channel, ("error", error), [])
+            except Exception:  # whatever it is, the one who asked meets it as well, and tells it better
+                _send(channel, ("failed",), [])
                 continue
             pixels = view.pixels
             _send(channel, ("view", pixels.shape, pixels.dtype.str, view.corners_px, view.bad, seconds), [])
@@ -245,12 +260,19 @@ def _read(channel: socket.socket) -> None:
             _send(channel, ("written",), [])
 
 
+def _opened(packed: bytes, viewers: OrderedDict[str, Viewer]) -> Viewer:
+    viewer: Viewer = pickle.loads(packed)
+    viewers[viewer.key] = viewer
+    if len(viewers) > _SLIDES_KEPT:
+        viewers.popitem(last=False)[1].slide.close()
+    return viewer
+
+
 def _main(descriptors: list[int]) -> None:
     """Load what reading takes, become as many processes as there are channels, and end them with the run."""
-    os.nice(_NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's affair: it closes the channels
     import wsikernels.resample  # noqa: F401  (numba: once, before there are many of us)
 
+    os.nice(_NICE)  # not before: the first block waits for the imports
     children = []
     for mine in descriptors:
         child = os.fork()
@@ -264,10 +286,11 @@ def _main(descriptors: list[int]) -> None:
         children.append(child)
     for descriptor in descriptors:
         os.close(descriptor)
-    while os.read(0, 1):
-        pass
+    os.read(0, 1)
     for child in children:  # one may hang in a read
         os.kill(child, signal.SIGKILL)
+    for child in children:
+        os.waitpid(child, 0)
     os._exit(0)
 
 

@@ -70,8 +70,10 @@ class Workers:
         return self
 
     def grow(self, threads: int) -> None:
-        """Have at least so many threads."""
+        """Have at least so many threads, unless they were stopped."""
         with self._changed:
+            if self._stopped:
+                return
             for _ in range(self._threads, threads):
                 self._pool.submit(self._work)
             self._threads = max(self._threads, threads)

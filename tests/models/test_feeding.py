@@ -99,6 +99,33 @@ def test_an_error_reaches_those_whose_tiles_were_in_the_batch_and_no_others() ->
     assert made.scores(np.array([[100, 0]]), np.zeros((4, 2), int)).tolist() == [[100, 0]] * 4
 
 
+def test_tiles_that_cannot_be_packed_keep_nobody_else_waiting() -> None:
+    log: list[np.ndarray] = []
+
+    def pack(pixels: np.ndarray, origins: np.ndarray, rows: np.ndarray) -> None:
+        if pixels[0, 0] < 0:
+            raise ValueError("leaves the block")
+        rows[:] = origins + pixels[0]
+
+    made = Feeder([[FakeSlot(4, log) for _ in range(AHEAD)]], pack, 2)
+    found: list[list[list[float]]] = []
+
+    def work() -> None:
+        with made.worker():
+            found.append(made.scores(np.array([[100, 0]]), np.zeros((1, 2), int)).tolist())
+
+    first = threading.Thread(target=work, daemon=True)
+    with made.worker():  # so that it waits for our tiles
+        first.start()
+        while not made._tickets:
+            time.sleep(0.001)
+        with pytest.raises(ValueError, match="leaves the block"):
+            made.scores(np.array([[-1, 0]]), np.zeros((2, 2), int))
+    first.join(20)
+    assert not first.is_alive(), "a caller waits for ever"
+    assert found == [[[100, 0]]]
+
+
 def test_no_more_batches_are_under_way_than_the_device_has_memory_for() -> None:
     going, most, lock = 0, 0, threading.Lock()
 

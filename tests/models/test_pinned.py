@@ -13,12 +13,17 @@ from wsiengine.models.packing import aligned
 class Cuda:
     def __init__(self, code: int = 0) -> None:
         self.locked: dict[int, int] = {}
+        self.last_error = code
         self._code = code
 
     def cudaHostRegister(self, start: Any, size: Any, flags: int) -> int:  # noqa: N802  (CUDA's name)
         if not self._code:
             self.locked[start.value] = size.value
         return self._code
+
+    def cudaGetLastError(self) -> int:  # noqa: N802
+        last, self.last_error = self.last_error, 0
+        return last
 
     def cudaHostUnregister(self, start: Any) -> int:  # noqa: N802
         del self.locked[start.value]
@@ -49,5 +54,6 @@ def test_what_the_system_refuses_stays_as_it_is(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pinned, "_runtime", lambda: cuda)
     memory = np.zeros(8, np.uint8)
     assert not pinned.pin(memory)
+    assert not cuda.last_error  # ONNX Runtime's next call would take it for its own
     del memory
     gc.collect()  # nothing is unlocked that was not locked

@@ -5,15 +5,14 @@ A child is ``python -m MODULE ARGUMENTS`` and answers with one JSON object on it
 """
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from wsiengine.errors import CardError, WsiError
+from wsiengine.interpreter import same_python
 
 _ROOM_BYTES = 2 << 30  # libraries and activations of any sane model
 
@@ -30,8 +29,7 @@ def ask(module: str, arguments: list[str], *, doing: str, timeout_s: float) -> d
     Raises:
         CardError: The child said what is wrong, or crashed, or took too long.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", module, *arguments]
+    command, environment = same_python(module, *arguments)
     try:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False

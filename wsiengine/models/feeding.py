@@ -89,13 +89,16 @@ class Feeder:
                     ticket.changed.notify()
 
     def scores(self, pixels: np.ndarray, origins: np.ndarray) -> np.ndarray:
-        """Scores of the tiles at ``origins`` (N, 2): (N, channels) float32. Whatever ended their batch is raised."""
+        """Scores of the tiles at ``origins`` (N, 2): (N, channels) float32. What packing or a batch met is raised."""
         scores = np.empty((len(origins), self._channels), np.float32)
         ticket = _Ticket(scores, len(origins), threading.Condition(self._lock))
         at = 0
         while at < len(origins):
             batch, first, count = self._reserve(ticket, at, len(origins) - at)
-            self._pack(pixels, origins[at : at + count], batch.slot.batch[first : first + count])
+            try:
+                self._pack(pixels, origins[at : at + count], batch.slot.batch[first : first + count])
+            except Exception as error:  # ours, not of those who share the batch: it runs all the same
+                ticket.error = error
             at += count
             with self._lock:
                 batch.packed += count

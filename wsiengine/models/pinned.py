@@ -30,6 +30,7 @@ def pin(memory: np.ndarray) -> bool:
         owner = owner.base
     start = memory.ctypes.data
     if cudart.cudaHostRegister(ctypes.c_void_p(start), ctypes.c_size_t(memory.nbytes), _PORTABLE):
+        cudart.cudaGetLastError()  # else it is the next call's, ONNX Runtime's
         return False
     weakref.finalize(owner, cudart.cudaHostUnregister, ctypes.c_void_p(start)).atexit = False
     return True

@@ -44,7 +44,7 @@ class LocalSource:
     """A file of this machine, read with ``pread``."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path, self._descriptor = path, -1
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
