@@ -17,6 +17,7 @@ from typing import Any
 from wsiengine.grid import Block
 
 BETWEEN = "between slides"  # the stage of a worker that has no block of the next slide yet
+TOGETHER = 64  # finished blocks that are handed over, and recorded, at once
 _MOST_THREADS = 1 << 10
 _AHEAD = 2  # blocks per thread that may be under way or wait to be recorded
 
@@ -126,7 +127,7 @@ class Workers:
             while not scoring.finished and (scoring.under_way or (scoring.left and not self._stopped)):
                 self._changed.wait()
             if scoring.finished:
-                results, scoring.finished = tuple(scoring.finished), []
+                results, scoring.finished = tuple(scoring.finished[:TOGETHER]), scoring.finished[TOGETHER:]
                 scoring.recording = len(results)
                 return results
             error, scoring.error = scoring.error, None
