@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,8 @@ def test_a_worker_that_is_killed_costs_its_blocks_only(
                 os.kill(victims[0], signal.SIGKILL)
 
         run(slide, tmp_path / "out", client=client, listener=listener)
-        client.wait_for_workers(
-            2, timeout=120
-        )  # closing a cluster in the middle of a restart is its own source of errors
+        with suppress(TimeoutError):  # closing a cluster in the middle of a restart is its own source of errors
+            client.wait_for_workers(2, timeout=20)
     assert killed
     facts = json.loads((tmp_path / "out" / "run.json").read_text())
     assert facts["host"]["threads"] == 2  # of the cluster, not of this process
