@@ -10,9 +10,10 @@ from tests.models.tiny import tiny
 from wsiengine import identifying
 from wsiengine.errors import MemoryLimitError, PlanError
 from wsiengine.finishing import Finish
+from wsiengine.footprint import memory_parts
 from wsiengine.geometry import Size
 from wsiengine.models.card import Card
-from wsiengine.planning import Plan, make_plan, memory_parts
+from wsiengine.planning import Plan, make_plan
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tests.models.tiny import tiny
 from wsiengine import graph, inference
 from wsiengine.errors import MemoryLimitError, SlideNotFound
 from wsiengine.events import Event, InTurn
+from wsiengine.footprint import finding_bytes, held_bytes
 from wsiengine.geometry import Box, Mpp, Size
 from wsiengine.identifying import Request, identify
 from wsiengine.inference import infer
@@ -27,7 +28,7 @@ from wsiengine.isolation import Task, run_isolated
 from wsiengine.job import score_block
 from wsiengine.models.runtime import Runtime
 from wsiengine.place import Place
-from wsiengine.planning import finding_bytes, held_bytes, make_plan
+from wsiengine.planning import make_plan
 from wsiengine.preparing import prepare
 from wsiengine.series import infer_many
 from wsiengine.workers import BETWEEN, Scoring, Workers, nothing_told

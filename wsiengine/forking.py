@@ -99,7 +99,7 @@ def _be_the_child(work: Callable[[], int], without: tuple[int, ...], before: tup
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if os.getppid() == parent:  # else it has gone already
             code = work()
-    except BaseException:
+    except BaseException:  # nobody above is left to tell of it: the code would run on in the parent's place
         traceback.print_exc()
     finally:
         leave(code)

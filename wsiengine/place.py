@@ -6,8 +6,9 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
 
 from wsiengine.errors import MemoryLimitError
+from wsiengine.footprint import finding_bytes, held_bytes
 from wsiengine.identifying import Subject
-from wsiengine.planning import Plan, finding_bytes, held_bytes
+from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared
 from wsiengine.readers import Readers
 from wsiengine.workers import Workers
