@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from tests import planted_slides as planted
-from tests.models.tiny import Tiny, block, card_json, graph, lattice, tiny, write_card
+from tests.models.tiny import FORMS, Tiny, block, card_json, graph, lattice, tiny, write_card
 from wsiengine.errors import CardError, DependencyError, OutputError, ProviderError, ScoreError
 from wsiengine.geometry import Box, Size
 from wsiengine.inference import infer
@@ -30,15 +30,8 @@ from wsiengine.truth import Truth
 from wsikernels._jit import cache_folder
 
 needed = pytest.mark.skipif(find_spec("MNN") is None, reason="MNN is not installed (the extra mnn)")
-GOOD: dict[str, dict[str, Any]] = {
-    "uint8": {},
-    "uint8 NCHW": {"layout": "NCHW"},
-    "gate": {"gate": True},
-    "float32 NCHW": {"dtype": "float32", "layout": "NCHW", "gate": True},
-    "float32 NHWC": {"dtype": "float32"},
-    "odd side": {"size_px": 45, "stride_px": 9, "layout": "NCHW"},
-    "batch of one": {"batch": 1},
-}
+_IN_MNN = ("uint8", "uint8 NCHW", "gate", "float32 NCHW", "float32 NHWC", "odd side", "batch of one")
+GOOD = {name: FORMS[name] for name in _IN_MNN}
 
 
 @pytest.fixture(autouse=True)

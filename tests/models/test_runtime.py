@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.models.tiny import Tiny, block, card_json, graph, lattice, tiny, write_card
+from tests.models.tiny import FORMS, Tiny, block, card_json, graph, lattice, tiny, write_card
 from wsiengine.errors import (
     CardError,
     DependencyError,
@@ -27,18 +27,7 @@ from wsiengine.models.integrity import file_sha256
 from wsiengine.models.ort import CPU, CUDA, TENSORRT, providers
 from wsiengine.models.runtime import Runtime, shared_runtime
 
-GOOD: dict[str, dict[str, Any]] = {
-    "uint8": {},
-    "uint8 NCHW": {"layout": "NCHW"},
-    "gate": {"gate": True},
-    "float32 NCHW": {"dtype": "float32", "layout": "NCHW", "gate": True},
-    "float32 NHWC": {"dtype": "float32"},
-    "float16": {"dtype": "float16", "layout": "NCHW"},
-    "long sums": {"size_px": 112, "stride_px": 16, "classes": 5},
-    "odd side": {"size_px": 45, "stride_px": 9, "layout": "NCHW"},
-    "batch of one": {"batch": 1},
-    "fixed side": {"side": 32},
-}
+GOOD = FORMS
 
 
 def saved(tmp_path: Path, model: Any) -> Card:

@@ -15,6 +15,18 @@ from onnx import TensorProto, helper, numpy_helper
 from wsiengine.models.card import Card, load_card
 from wsiengine.models.integrity import file_sha256
 
+FORMS: dict[str, dict[str, Any]] = {
+    "uint8": {},
+    "uint8 NCHW": {"layout": "NCHW"},
+    "gate": {"gate": True},
+    "float32 NCHW": {"dtype": "float32", "layout": "NCHW", "gate": True},
+    "float32 NHWC": {"dtype": "float32"},
+    "float16": {"dtype": "float16", "layout": "NCHW"},
+    "long sums": {"size_px": 112, "stride_px": 16, "classes": 5},
+    "odd side": {"size_px": 45, "stride_px": 9, "layout": "NCHW"},
+    "batch of one": {"batch": 1},
+    "fixed side": {"side": 32},
+}  # changes that give good models
 _TYPES = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
 
 
