@@ -136,6 +136,8 @@ def write_repeated(path: Path, source: Path, times: int) -> Path:
             raise ValueError(f"{source.name} is no plain TIFF of JPEG tiles with µm/px")
         last, mpp, link = tiff.levels[-1], tiff.info.stated_mpp.x, _FIRST_LINK
         copy = Size(*(n // side for n, side in zip(last.size.shape, last.tile.shape, strict=True)))
+        if not min(copy.shape):
+            raise ValueError(f"{source.name} is smaller than a tile of its coarsest level")
         file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
         for table in tiff.levels:
             finer = round(table.size.width / last.size.width)  # tiles of this level in one of the coarsest, each way

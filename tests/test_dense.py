@@ -216,6 +216,11 @@ def test_blocks_read_in_strips_are_those_read_at_once(card: Card, monkeypatch: p
     monkeypatch.setattr(viewing, "STRIP_PX", 40)
     np.testing.assert_array_equal(_scores(plan), at_once)
     assert len(slide.reads) > reads
+    assert plan.job
+    viewer = plan.job.viewer
+    for block in plan.blocks():
+        whole = slide.read(viewer.box_px(block), plan.lattice.mpp)
+        np.testing.assert_array_equal(viewer.view(block)[0].pixels, whole)
 
 
 def test_few_blocks_under_way_at_once_give_the_same_cells(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
