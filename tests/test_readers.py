@@ -313,3 +313,13 @@ def test_a_viewer_travels_light(slide: Path) -> None:
     assert plan.job
     assert isinstance(plan.job.viewer, Viewer)
     assert plan.job.viewer.wanted is None
+
+
+def test_larger_blocks_get_more_memory_from_the_same_reader(slide: Path) -> None:
+    small, large = _plan(slide, block_tiles=1), _plan(slide, block_tiles=4)
+    assert small.job
+    viewer = small.job.viewer
+    with Readers(1) as alone:
+        for block in [next(small.blocks()), *large.blocks(), *small.blocks()]:
+            np.testing.assert_array_equal(alone.view(viewer, block)[0].pixels, viewer.view(block)[0].pixels)
+            assert [reader.alive for reader in alone._free.queue] == [True]
