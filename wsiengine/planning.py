@@ -44,7 +44,7 @@ FINEST_ZOOM = 1.5  # a slide may be this much coarser than the model wants; beyo
 _MIB = 1 << 20
 _BLOCK_SIDES = (16, 12, 8, 6, 4, 3, 2, 1)
 _BLOCK_BYTES = 24 * _MIB  # most that one block should hold at once; larger ones save under 1 % of the time
-_BATCHED_BLOCK_BYTES = 64 * _MIB  # where a GPU waits: each block costs the interpreter as much as a batch does
+_GPU_BLOCK_BYTES = 64 * _MIB  # where a GPU waits: each block costs the interpreter as much as a batch does
 _BLOCKS_PER_THREAD = 8  # at least: else the last blocks leave threads idle
 
 
@@ -241,10 +241,11 @@ def _block_side(plan: Plan) -> int:
     """
     threads = plan.options.all_threads
     limit = plan.options.memory_limit_bytes
+    on_cpu = plan.job is None or plan.job.runtime.on_cpu
     for side in _BLOCK_SIDES:
         plenty = plan.tile_count >= side * side * threads * _BLOCKS_PER_THREAD
         enough = plenty or side * side <= batch_tiles(plan)
-        small = block_bytes(plan, side) <= (_BATCHED_BLOCK_BYTES if batch_tiles(plan) > 1 else _BLOCK_BYTES)
+        small = block_bytes(plan, side) <= (_BLOCK_BYTES if on_cpu else _GPU_BLOCK_BYTES)
         fits = limit is None or peak_bytes(plan, side) <= limit
         if enough and small and fits:
             return side
