@@ -100,6 +100,7 @@ else:  # makes the TorchScript
 
 def test_peers_are_told_apart_by_tiles_and_time(tmp_path: Path) -> None:
     """A peer that is made up: it makes the TorchScript with the torch that is here, then claims seven tiles."""
+    pytest.importorskip("torch", reason="torch (extra `train`) is not installed: the peers' weights are written by it")
     fake = tmp_path / "python"
     fake.write_text(_FAKE_PEER.format(python=sys.executable, path=sys.path))
     fake.chmod(0o755)
