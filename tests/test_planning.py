@@ -33,7 +33,7 @@ def test_threads_of_a_cpu_get_small_blocks_and_a_gpu_gets_whole_batches(plan: Pl
     assert plan.tile_count > 64
     assert plan.block_tiles == 2
     for batch, side in ((64, 8), (40, 6), (1, 2)):
-        facts = {"batch_size": batch, "on_cpu": False, "weights_bytes": lambda *_: 1 << 20}
+        facts = {"batch_size": batch, "on_cpu": False, "weights_bytes": lambda *_, **__: 1 << 20}
         runtime = type("OnGpu", (), facts)()
         on_gpu = replace(plan, job=replace(plan.job, runtime=runtime))
         assert make_plan(on_gpu).block_tiles == side

@@ -72,7 +72,7 @@ def _memory_parts(plan: "Plan", side: int, at_once: int) -> dict[str, int]:
     always = {
         "the libraries": _BASE_BYTES,
         "the slide's tables of tiles": _table_bytes(plan),
-        "the model's weights": _weights_bytes(plan) * (1 if in_pieces(plan, 0) is None else 2),
+        "the model's weights": _weights_bytes(plan),
     }
     if readers := plan.options.readers:
         always[f"{readers} processes that read"] = readers * (_READER_BYTES + block_bytes(plan, side))
@@ -85,7 +85,10 @@ def _memory_parts(plan: "Plan", side: int, at_once: int) -> dict[str, int]:
 
 
 def _weights_bytes(plan: "Plan") -> int:
-    return plan.job.runtime.weights_bytes(plan.options.worker_threads) if plan.job else 3 * plan.weights_bytes
+    if plan.job is None:
+        return 3 * plan.weights_bytes
+    pieces = in_pieces(plan, 0) is not None
+    return plan.job.runtime.weights_bytes(plan.options.worker_threads, pieces=pieces)
 
 
 def finding_bytes(lattice: Lattice, scratch: Scratch) -> int:

@@ -20,7 +20,7 @@ from wsiengine.models.cutting import Part, cut
 from wsiengine.models.maps import Map, follow
 from wsiengine.models.onnx_graph import Graph, read_graph
 from wsiengine.models.packing import aligned
-from wsiengine.models.pieces import Pieces
+from wsiengine.models.pieces import Cut, Pieces
 from wsiengine.models.registry import load_model
 from wsiengine.models.runtime import Runtime
 
@@ -93,7 +93,7 @@ class Net:
         if self.layout == "NCHW":
             pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2).astype(np.float32))
         whole = onnxruntime.InferenceSession(encoded).run(outputs, {"tiles": pixels})
-        pieces = Pieces(graph, self.parts(outputs), self.lies, onnxruntime.InferenceSession)
+        pieces = Pieces(Cut(graph, self.parts(outputs), self.lies), onnxruntime.InferenceSession)
         return whole, pieces.run(pixels, outputs)
 
 
@@ -221,7 +221,7 @@ def test_a_wanted_cell_has_its_value_whatever_else_is_wanted(data: st.DataObject
             patch.setattr(cutting, name, value)
         patch.setattr(cutting, "_MOST_WIDE_MARGIN", 1.0)
         encoded, graph = net.graph(outputs)
-        pieces = Pieces(graph, net.parts(outputs), net.lies, onnxruntime.InferenceSession)
+        pieces = Pieces(Cut(graph, net.parts(outputs), net.lies), onnxruntime.InferenceSession)
         batch = np.random.default_rng(seed).integers(0, 256, (1, 8 * rows, 8 * cols, 3), np.uint8)
         for memory in range(2):  # the second run finds what the first one left
             found = pieces.run(batch, outputs, wanted if memory else None)
@@ -252,7 +252,7 @@ def test_what_is_computed_follows_what_is_wanted() -> None:
 
     parts = net.parts(outputs)
     counts = []
-    pieces = Pieces(graph, parts, net.lies, Counting)
+    pieces = Pieces(Cut(graph, parts, net.lies), Counting)
     for side in (64, 4):
         wanted = np.zeros((64, 64), bool)
         wanted[:side, :side] = True
@@ -419,7 +419,7 @@ def test_what_fails_in_a_piece_is_told_as_in_one_piece(tissue: np.ndarray) -> No
     runtime = Runtime(load_model("crc5"), device="cpu")
     runtime.maps(tissue[:64])
     assert runtime._pieces is not None
-    runtime._pieces._sessions[3] = Broken()
+    runtime._pieces.sessions[3] = Broken()
     with pytest.raises(ModelError, match=r"crc5: ONNX Runtime failed .* Failed to allocate memory"):
         runtime.maps(tissue[:64])
 

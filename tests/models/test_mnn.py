@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.networks import make
 from tests import planted_slides as planted
 from tests.models.tiny import FORMS, Tiny, block, card_json, graph, lattice, tiny, write_card
 from wsiengine.errors import CardError, DependencyError, OutputError, ProviderError, ScoreError
@@ -102,6 +103,49 @@ def test_blocks_of_any_size_have_the_same_maps_as_with_onnx_runtime(tmp_path: Pa
         pixels = block(rows, cols)
         np.testing.assert_allclose(runtime.maps(pixels), reference.maps(pixels), atol=2e-5)
     assert np.array_equal(runtime.scores(*tiles), first)
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Card:
+    """A network that runs in parts, and whose convolutions MNN computes in one way or another."""
+    return load_card(make("resnet18", tmp_path_factory.mktemp("resnet18")) / "card.json")
+
+
+@needed
+def test_large_blocks_run_in_parts(residual: Card, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, pixels = Runtime(residual, device="mnn"), block(448, 672)
+    found = runtime.maps(pixels)
+    wanted = Runtime(residual, device="cpu").maps(pixels)
+    np.testing.assert_allclose(found, wanted, atol=1e-3 * np.abs(wanted).max())
+    assert np.ptp(wanted[..., 0]) > 0.1 * np.abs(wanted).max()
+    assert runtime.map_bytes(pixels.size // 3) is not None
+    kept = sorted(cache.glob("*.mnn"), key=lambda path: path.stat().st_size)
+    assert len(kept) == 1 + len(runtime._pieces.sessions) > 2
+    assert np.isfinite(runtime.scores(pixels, np.zeros((1, 2), int))).all()  # the whole network is there again
+    with monkeypatch.context() as patched:
+        patched.setattr(mnn, "ask", None)  # no child is asked
+        assert np.array_equal(Runtime(residual, device="mnn").maps(pixels), found)
+    kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"?")
+    assert np.array_equal(Runtime(residual, device="mnn").maps(pixels), found)
+
+
+@needed
+def test_scores_and_maps_are_the_same_whatever_ran_before(residual: Card) -> None:
+    """MNN chooses how it computes a convolution by the first sizes that it sees."""
+    pixels = block(480, 704)
+    found = []
+    for blocks in ([(64, 64), (480, 704)], [(480, 704), (64, 64)]):
+        runtime = Runtime(residual, device="mnn")
+        maps = {(rows, cols): runtime.maps(pixels[:rows, :cols]) for rows, cols in blocks}
+        found.append([maps[64, 64], maps[480, 704]])
+    for tiles in ([1, 6], [6, 1]):
+        runtime = Runtime(residual, device="mnn")
+        origins = lattice(*pixels.shape[:2], 224, 128)
+        scores = {count: runtime.scores(pixels, origins[:count]) for count in tiles}
+        found.append([scores[1], scores[6]])
+    for first, second in (found[:2], found[2:]):
+        for one, other in zip(first, second, strict=True):
+            assert np.array_equal(one, other)
 
 
 @needed

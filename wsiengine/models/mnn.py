@@ -12,13 +12,13 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from wsiengine.models.card import Card
 from wsiengine.models.child import ask
 from wsiengine.models.integrity import file_sha256
 from wsiengine.models.precision import REFERENCE
+
+if TYPE_CHECKING:
+    from wsiengine.models.pieces import Pieces
 
 DEVICE = "mnn"
 BATCH = 4  # one core, ResNet-18, ms per tile at 1, 2, 4 and 8: 32.4, 29.9, 27.8, 27.6
@@ -78,25 +81,68 @@ def open_session(card: Card) -> tuple[list["Session"], str]:
             f"--device {DEVICE} runs classifiers in fp32 on uint8 or float32 pixels; {card.name}: {kind}",
             hint="use --device cpu",
         )
-    version = metadata.version("MNN")
-    key = sha256(repr([version, [(r.file, r.sha256) for r in card.resources]]).encode()).hexdigest()[:32]
+    session = _kept(whole_digest(card))
+    if session is None:
+        _convert(card)
+        session = _kept(whole_digest(card)) or _lost(card)
+    return [session], f"{_version()}, CPU (asked for)"
+
+
+def open_pieces(card: Card, outputs: list[str]) -> "Pieces | None":
+    """The network of ``card`` in parts that run over large images piece by piece; None where none fit.
+
+    Raises:
+        IntegrityError: The file is no longer the one of the card.
+        ProviderError: As for :func:`open_session`.
+    """
+    from wsiengine.models.pieces import Pieces, cut_card
+
+    whole = cut_card(card, outputs)
+    if whole is None:
+        return None
+
+    def opened(part: bytes) -> Session:
+        digest = sha256(part).hexdigest()
+        session = _kept(digest)
+        if session is None:
+            _convert(card, *outputs)  # all parts at once
+            session = _kept(digest) or _lost(card)
+        return session
+
+    return Pieces(whole, opened, apart=True)
+
+
+def whole_digest(card: Card) -> str:
+    """Of the network's files: weights may lie beside the ONNX file."""
+    return sha256(repr([(r.file, r.sha256) for r in card.resources]).encode()).hexdigest()
+
+
+def _version() -> str:
+    return f"MNN {metadata.version('MNN')}"
+
+
+def _cache(digest: str) -> Path:
+    """Where MNN's form of a network or part of one is kept; beside it, as JSON, what vouches for it."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsiengine" / DEVICE
-    session = _kept(root, key, version) or _converted(card, root, key, version)
-    return [session], f"MNN {version}, CPU (asked for)"
+    return root / f"{sha256(f'{_version()} {digest}'.encode()).hexdigest()[:32]}.mnn"
 
 
-def _kept(root: Path, key: str, version: str) -> "Session | None":
+def _kept(digest: str) -> "Session | None":
     """What an earlier run converted, if it is whole."""
+    path = _cache(digest)
     try:
-        facts = json.loads((root / f"{key}.json").read_text(encoding="utf-8"))
-        path = root / f"{key}.mnn"
-        return Session(path, facts, version) if file_sha256(path) == facts["sha256"] else None
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return Session(path, facts) if file_sha256(path) == facts["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _converted(card: Card, root: Path, key: str, version: str) -> "Session":
-    """Converted and compared with ONNX Runtime by a child, and kept: each thread's session reads the file."""
+def _convert(card: Card, *outputs: str) -> None:
+    """Have a child convert the network, or its parts for these ``outputs``, and compare it with ONNX Runtime; keep it.
+
+    Each thread's session reads the file that is kept.
+    """
+    root = _cache("").parent
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=root)
@@ -107,16 +153,22 @@ def _converted(card: Card, root: Path, key: str, version: str) -> "Session":
         ) from error
     doing = f"converting {card.name} for MNN"
     with folder as name:
-        made, described, vouching = (Path(name) / file for file in ("model.mnn", "card", "facts"))
+        described = Path(name) / "card"
         described.write_bytes(pickle.dumps(card))
+        arguments = [str(described), name, *outputs]
         try:
-            facts = ask("wsiengine.models.converting", [str(described), str(made)], doing=doing, timeout_s=_SECONDS)
+            made = ask("wsiengine.models.converting", arguments, doing=doing, timeout_s=_SECONDS)
         except CardError as error:
             raise ProviderError(f"MNN cannot run {card.name}: {error.message}", hint="use --device cpu") from error
-        made.replace(root / f"{key}.mnn")
-        vouching.write_text(json.dumps(facts), encoding="utf-8")
-        vouching.replace(root / f"{key}.json")  # last: it vouches for the other
-    return Session(root / f"{key}.mnn", facts, version)
+        for digest, facts in made.items():
+            kept, vouching = _cache(digest), Path(name) / "facts"
+            (Path(name) / f"{digest}.mnn").replace(kept)
+            vouching.write_text(json.dumps(facts), encoding="utf-8")
+            vouching.replace(kept.with_suffix(".json"))  # last: it vouches for the other
+
+
+def _lost(card: Card) -> NoReturn:
+    raise ProviderError(f"MNN's form of {card.name} was changed as soon as it was kept", hint="use --device cpu")
 
 
 class Session:
@@ -129,14 +181,18 @@ class Session:
 
     Args:
         path: In MNN's format.
-        facts: Of the ONNX file it was made of: ``inputs`` and ``outputs``, each a list of (name, type, shape).
-        version: MNN's.
+        facts: Of the ONNX file it was made of: ``inputs`` and ``outputs``, each a list of (name, type, shape);
+            ``usual``, the shapes of inputs that its ways of computing are chosen for.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any], version: str) -> None:
-        self._path, self._facts, self._version = path, facts, version
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        self._path, self._facts = path, facts
         self.bytes_per_thread = _COPIES * path.stat().st_size
-        self._idle = [_One(path)]
+        self._idle = [_One(path, facts["usual"])]
+
+    def rest(self) -> None:
+        """Give back the memory that no call is using: the next one opens MNN's session anew."""
+        self._idle.clear()
 
     def get_inputs(self) -> list[Any]:
         return [SimpleNamespace(name=n, type=kind, shape=shape) for n, kind, shape in self._facts["inputs"]]
@@ -145,29 +201,32 @@ class Session:
         return [SimpleNamespace(name=n, type=kind, shape=shape) for n, kind, shape in self._facts["outputs"]]
 
     def get_providers(self) -> list[str]:
-        return [f"MNN {self._version}"]
+        return [_version()]
 
-    def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs ``names``, float32.
 
         Raises:
             RuntimeError: MNN failed.
         """
-        (batch,) = given.values()
         try:
             one = self._idle.pop()  # both ends are atomic
         except IndexError:
-            one = _One(self._path)
+            one = _One(self._path, self._facts["usual"])
         try:
-            return one.run(names, batch)
+            return one.run(names, given)
         finally:
             self._idle.append(one)
 
 
 class _One:
-    """One of MNN's sessions, for one thread at a time. Those of one interpreter would wait for each other."""
+    """One of MNN's sessions, for one thread at a time. Those of one interpreter would wait for each other.
 
-    def __init__(self, path: Path) -> None:
+    MNN chooses for each convolution how it is computed when it first sees the sizes of the inputs, and stays with it,
+    whatever follows: all are shown the ``usual`` sizes first, so that a score does not depend on which came before.
+    """
+
+    def __init__(self, path: Path, usual: Mapping[str, Sequence[int]]) -> None:
         self._mnn = import_mnn()
         try:
             self._network = self._mnn.Interpreter(str(path))
@@ -175,31 +234,36 @@ class _One:
             self._session = self._network.createSession({"backend": "CPU", "numThread": 1, "precision": "normal"})
         except Exception as error:  # MNN knows no other kind
             raise RuntimeError(f"MNN cannot load the model: {error}") from error
-        self._input = self._network.getSessionInput(self._session)
+        self._inputs = self._network.getSessionInputAll(self._session)
         self._outputs = self._network.getSessionOutputAll(self._session)
-        self._shape: tuple[int, ...] | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._resize({name: tuple(shape) for name, shape in usual.items()})
 
-    def run(self, names: list[str], batch: np.ndarray) -> list[np.ndarray]:
-        if batch.shape != self._shape:
-            self._shape = None
-            self._network.resizeTensor(self._input, batch.shape)
-            self._network.resizeSession(self._session)
-            self._shape = batch.shape
-        mnn = self._mnn
-        kind = mnn.Halide_Type_Uint8 if batch.dtype == np.uint8 else mnn.Halide_Type_Float
-        order = mnn.Tensor_DimensionType_Caffe  # plain C order, whatever the layout
-        self._input.copyFrom(mnn.Tensor(batch.shape, kind, np.ascontiguousarray(batch), order))
+    def run(self, names: Sequence[str], given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        mnn, order = self._mnn, self._mnn.Tensor_DimensionType_Caffe  # plain C order, whatever MNN's own layout
+        self._resize({name: array.shape for name, array in given.items()})
+        for name, array in given.items():
+            kind = mnn.Halide_Type_Uint8 if array.dtype == np.uint8 else mnn.Halide_Type_Float
+            self._inputs[name].copyFrom(mnn.Tensor(array.shape, kind, np.ascontiguousarray(array), order))
         code = self._network.runSession(self._session)
         if code:
             raise RuntimeError(f"error {code} of MNN's")
         found = []
         for name in names:
-            shape = tuple(self._outputs[name].getShape())
-            host = mnn.Tensor(shape, mnn.Halide_Type_Float, np.zeros(shape, np.float32), order)
+            host = mnn.Tensor(self._outputs[name], order)
             if not self._outputs[name].copyToHostTensor(host):
                 raise RuntimeError(f"MNN gives no output {name}")
-            found.append(np.array(host.getNumpyData(), np.float32).reshape(shape))
+            found.append(np.array(host.getNumpyData(), np.float32).reshape(host.getShape()))
         return found
+
+    def _resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        if shapes == self._shapes:
+            return
+        self._shapes = {}
+        for name, shape in shapes.items():
+            self._network.resizeTensor(self._inputs[name], shape)
+        self._network.resizeSession(self._session)
+        self._shapes = shapes
 
 
 @contextmanager

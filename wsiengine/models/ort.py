@@ -1,12 +1,11 @@
 """ONNX Runtime's sessions: how it is imported, and what runs a model on which device; its only importer."""
 
 import os
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsiengine.errors import CardError, DependencyError, IntegrityError, ProviderError
+from wsiengine.errors import CardError, DependencyError, ProviderError
 from wsiengine.models.card import Card
 from wsiengine.models.integrity import check_onnx
 
@@ -168,35 +167,30 @@ def open_pieces(card: Card, outputs: list[str]) -> "Pieces | None":
     Raises:
         IntegrityError: The file is no longer the one of the card.
     """
-    from wsiengine.models.cutting import PIECE_BYTES, USUAL_SIDE_PX, cut
-    from wsiengine.models.maps import Map
-    from wsiengine.models.onnx_graph import read_graph
-    from wsiengine.models.pieces import Pieces
+    from wsiengine.models.cutting import PIECE_BYTES
+    from wsiengine.models.pieces import Pieces, cut_card
 
     def large(part: "Part") -> bool:
         """Whether its maps are of a size that the C library takes from the system each time, page by page."""
         return not part.side_px or 4 * part.width * part.side_px**2 > PIECE_BYTES
 
-    try:
-        encoded = card.model_path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"{card.model_path.name} can no longer be read: {error.strerror}") from error
-    if sha256(encoded).hexdigest() != card.sha256:
-        raise IntegrityError(f"{card.model_path.name} was changed while it was in use.", hint="start again.")
-    graph = read_graph(memoryview(encoded))
-    image = Map(1, card.input.channels, 2 if card.input.layout == "NCHW" else 1)
-    dense = card.dense
-    parts = cut(graph, image, outputs, dense.block_px + 2 * dense.halo_px if dense else USUAL_SIDE_PX)
-    if not parts:
+    whole = cut_card(card, outputs)
+    if whole is None:
         return None
     ort = import_onnxruntime()
-    shared = any(map(large, parts))
+    shared = any(map(large, whole.parts))
     if shared:  # raised once per process; a second time changes nothing
         ort.create_and_register_allocator(
             ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT),
             ort.OrtArenaCfg(0, _AS_ASKED, -1, -1),
         )
-    return Pieces(graph, parts, image, lambda part: _session(ort, card, [CPU], part, shared=shared))
+    return Pieces(whole, lambda part: _session(ort, card, [CPU], part, shared=shared))
+
+
+def signature(session: Any) -> dict[str, list[tuple]]:
+    """What a session states of its ``inputs`` and ``outputs``: name, type and shape of each."""
+    sides = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    return {side: [(one.name, one.type, one.shape) for one in found] for side, found in sides.items()}
 
 
 def _session(ort: Any, card: Card, wanted: list, model: Path | bytes | None = None, *, shared: bool = False) -> Any:

@@ -26,6 +26,16 @@ def room_for(count: int, spec: InputSpec) -> np.ndarray:
     return aligned((count, *shape), np.dtype(NUMPY[spec.dtype]))
 
 
+def as_one(block: np.ndarray, card: Card) -> np.ndarray:
+    """A whole ``block`` (rows, cols, channels) as a batch of one, as large as it is."""
+    spec = card.input
+    rows, cols, channels = block.shape
+    shape = (1, rows, cols, channels) if spec.layout == "NHWC" else (1, channels, rows, cols)
+    batch = aligned(shape, np.dtype(NUMPY[spec.dtype]))
+    pack(block, np.zeros((1, 2), np.int64), card, batch)
+    return batch
+
+
 def checked_origins(pixels: np.ndarray, origins_px: np.ndarray, spec: InputSpec) -> np.ndarray:
     dtype, channels = (np.uint16, 1) if spec.deep else (np.uint8, 3)
     if pixels.dtype != dtype or pixels.ndim != 3 or pixels.shape[2] != channels:

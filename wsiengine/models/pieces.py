@@ -9,14 +9,18 @@ Threads without work of their own take pieces of others (:mod:`wsiengine.models.
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
+from wsiengine.errors import IntegrityError
 from wsiengine.geometry import Box
-from wsiengine.models.cutting import PIECE_BYTES, WIDE_BYTES, Part
+from wsiengine.models.card import Card
+from wsiengine.models.cutting import PIECE_BYTES, USUAL_SIDE_PX, WIDE_BYTES, Part, cut
 from wsiengine.models.maps import Map
-from wsiengine.models.onnx_graph import Graph
+from wsiengine.models.onnx_graph import Graph, read_graph
 from wsiengine.models.packing import ALIGN_BYTES, aligned
 from wsiengine.models.team import Team
 
@@ -25,32 +29,83 @@ _TYPES = {f"tensor({name})": number for name, number in _TYPES.items()}  # numbe
 
 _PIECES = 20  # how much of :data:`PIECE_BYTES` a thread takes for the piece at work, measured 14 to 16
 _WIDE_PIECES = 5  # the same of :data:`WIDE_BYTES`, measured 4.3
+_OWN_PIECES = 4  # of its widest map, what a part takes whose session shares no memory with others, measured 3.8
+_UNCUT_SIDE_PX = 1024  # of an image, at which a part is looked at that has no pieces
 _New = Callable[[str, tuple[int, ...], np.dtype], np.ndarray]
 _Reach = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network in parts.
+
+    Attributes:
+        graph: The whole of it.
+        parts: As :func:`wsiengine.models.cutting.cut` gives them.
+        image: How its input lies over the image.
+    """
+
+    graph: Graph
+    parts: Sequence[Part]
+    image: Map
+
+    def usual_shapes(self, part: Part, inputs: Sequence[tuple]) -> dict[str, tuple[int, ...]]:
+        """Of what ``part`` reads for its largest piece. ``inputs``: name, type, shape, as its session states them."""
+        lies = {name: map_ for one in self.parts for name, map_ in one.maps.items()}
+        seen_px = (part.side_px or _UNCUT_SIDE_PX) + part.before_px + part.after_px
+        found = {}
+        for name, _, stated in inputs:
+            image = lies.get(name, self.image)
+            shape = [side if isinstance(side, int) else 1 for side in stated]
+            shape[image.y_axis : image.y_axis + 2] = [seen_px // image.stride_px] * 2
+            found[name] = tuple(shape)
+        return found
+
+
+def cut_card(card: Card, outputs: list[str]) -> Cut | None:
+    """The network of ``card`` in parts that run over large images piece by piece; None where none fit.
+
+    Raises:
+        IntegrityError: The file is no longer the one of the card.
+    """
+    try:
+        encoded = card.model_path.read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{card.model_path.name} can no longer be read: {error.strerror}") from error
+    if sha256(encoded).hexdigest() != card.sha256:
+        raise IntegrityError(f"{card.model_path.name} was changed while it was in use.", hint="start again.")
+    graph = read_graph(memoryview(encoded))
+    image = Map(1, card.input.channels, 2 if card.input.layout == "NCHW" else 1)
+    dense = card.dense
+    parts = cut(graph, image, outputs, dense.block_px + 2 * dense.halo_px if dense else USUAL_SIDE_PX)
+    return Cut(graph, parts, image) if parts else None
 
 
 class Pieces:
     """The parts of one network, each with its session. Thread-safe.
 
     Args:
-        graph: The whole network.
-        parts: As :func:`wsiengine.models.cutting.cut` gives them.
-        image: How the network's input lies over the image.
+        whole: The network in parts.
         open_session: Makes a session of an encoded model.
+        apart: Each session keeps memory of its own for its maps.
+
+    Attributes:
+        sessions: One for each part.
     """
 
-    def __init__(self, graph: Graph, parts: Sequence[Part], image: Map, open_session: Callable[[bytes], Any]) -> None:
+    def __init__(self, whole: Cut, open_session: Callable[[bytes], Any], *, apart: bool = False) -> None:
+        graph, parts = whole.graph, whole.parts
         (self._source,) = graph.inputs
-        self._image, self._parts = image, parts
+        self._image, self._parts, self._apart = whole.image, parts, apart
         known: dict[str, tuple[int, int] | None] = {self._source: None}
-        self._sessions = []
+        self.sessions: list[Any] = []
         for part in parts:
             session = open_session(graph.part({name: known[name] for name in part.inputs}, part.outputs))
             known |= {
                 given.name: (_TYPES[given.type], _channels(given.shape, part.maps[given.name]))
                 for given in session.get_outputs()
             }
-            self._sessions.append(session)
+            self.sessions.append(session)
         self._reach = _reaches(parts)
         self._memory = _Memory()
         self.team = Team()
@@ -65,6 +120,9 @@ class Pieces:
         between = max(sum(widths.get(name, 0) for name in (*part.inputs, *part.outputs)) for part in self._parts)
         at_once = max((part.width for part in self._parts if not part.side_px), default=0)
         pieces = _WIDE_PIECES * WIDE_BYTES if self.wide else _PIECES * PIECE_BYTES
+        if self._apart:
+            seen = ((part.side_px + part.before_px + part.after_px) ** 2 * part.width for part in self._parts)
+            pieces = int(_OWN_PIECES * 4 * sum(seen))
         return int(4 * image_px * (between + 2 * at_once)), pieces
 
     @property
@@ -95,7 +153,7 @@ class Pieces:
             return borrowed[name][:n_bytes].view(dtype).reshape(shape)
 
         with self.team.busy():
-            for index, (part, session) in enumerate(zip(self._parts, self._sessions, strict=True)):
+            for index, (part, session) in enumerate(zip(self._parts, self.sessions, strict=True)):
                 inputs = {name: (arrays[name], maps[name]) for name in part.inputs}
                 pieces = [(piece, self._needed(piece, part, wanted, whole)) for piece in _even(whole, part)]
                 arrays |= _run((part, session), inputs, (whole, pieces), between, self.team)

@@ -30,8 +30,8 @@ from wsiengine.models.card import Card
 from wsiengine.models.contract import check_maps, check_outputs, check_scores, check_signature, disagrees
 from wsiengine.models.feeding import AHEAD, Feeder
 from wsiengine.models.integrity import check_files
-from wsiengine.models.ort import CPU, first_line, open_other, open_pieces, open_sessions, ort_errors
-from wsiengine.models.packing import NUMPY, aligned, checked_origins, pack, room_for
+from wsiengine.models.ort import CPU, first_line, open_other, open_pieces, open_sessions, ort_errors, signature
+from wsiengine.models.packing import as_one, checked_origins, pack, room_for
 from wsiengine.models.pinned import pin
 
 if TYPE_CHECKING:
@@ -153,14 +153,16 @@ class Runtime:
 
     def signature(self) -> dict[str, list[tuple]]:
         """What the ONNX file states of its ``inputs`` and ``outputs``: name, type and shape of each."""
-        sides = {"inputs": self._session.get_inputs(), "outputs": self._session.get_outputs()}
-        return {side: [(one.name, one.type, one.shape) for one in found] for side, found in sides.items()}
+        return signature(self._session)
 
-    def weights_bytes(self, threads: int) -> int:
-        """Memory for the network's weights, where ``threads`` call: ONNX Runtime keeps them once, three times over."""
+    def weights_bytes(self, threads: int, *, pieces: bool = False) -> int:
+        """Memory for the network's weights, where ``threads`` call: ONNX Runtime keeps them once, three times over.
+
+        ``pieces``: it runs in parts, whose sessions have the weights once more; MNN's whole network rests then.
+        """
         if isinstance(self._session, mnn.Session):
             return threads * self._session.bytes_per_thread
-        return 3 * self.card.model_path.stat().st_size
+        return (1 + pieces) * 3 * self.card.model_path.stat().st_size
 
     def batches(self) -> dict[str, float] | None:
         """On a GPU: batches run, tiles and rows in them, and seconds that sessions were at work."""
@@ -215,14 +217,9 @@ class Runtime:
             ModelError: ONNX Runtime (or MNN) failed on this input.
         """
         names = self._map_names
-        channels_last = self.card.input.layout == "NHWC"
-        shape = (*pixels.shape[:2], 3) if channels_last else (3, *pixels.shape[:2])
         pieces = self._in_pieces()
-        if pieces and channels_last and self.card.input.dtype == "uint8":
-            batch = pixels[np.newaxis]  # pieces are copied out of it
-        else:
-            batch = aligned((1, *shape), np.dtype(NUMPY[self.card.input.dtype]))
-            pack(pixels, np.zeros((1, 2), np.int64), self.card, batch)
+        as_it_is = pieces and self.card.input.layout == "NHWC" and self.card.input.dtype == "uint8"
+        batch = pixels[np.newaxis] if as_it_is else as_one(pixels, self.card)  # pieces are copied out of it
         if pieces is None:
             cam, *gate = self._run(batch, names)
         else:
@@ -251,9 +248,17 @@ class Runtime:
         """What runs the network over a block piece by piece, on the CPU; None: it cannot be cut."""
         with self._cutting:
             if not self._cut:
-                self._pieces = open_pieces(self.card, self._map_names) if self.provider == CPU else None
+                self._pieces = self._opened_pieces() if self.on_cpu else None
                 self._cut = True
             return self._pieces
+
+    def _opened_pieces(self) -> "Pieces | None":
+        if not isinstance(self._session, mnn.Session):
+            return open_pieces(self.card, self._map_names)
+        pieces = mnn.open_pieces(self.card, self._map_names)
+        if pieces:
+            self._session.rest()
+        return pieces
 
     def run_other(self, file: str, batch: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         """A file of the card's second stage, on the provider of the first: ``outputs`` for one row of input.
