@@ -93,13 +93,16 @@ def run(contestant: Contestant, log: Path) -> dict[str, float]:
 
 
 def compare(overlap: float, slides: tuple[Path, Path], model: Path, folder: Path, options: argparse.Namespace) -> None:
-    """``slides``: the one to warm up with, and the one to measure on."""
+    """``slides``: the one to warm up with, and the one to measure on. Who has run before on a small one is warm."""
     results: dict[str, list[dict[str, float]]] = {}
     for turn in range(options.repeats + 1):
         out = folder / f"out-{overlap:g}-{turn}"
         out.mkdir()
         for contestant in contestants(overlap, slides[turn > 0], model, out, options):
+            if turn == 0 and contestant.name in options.warm_names:
+                continue
             row = run(contestant, folder / "log")
+            options.warm_names.add(contestant.name)
             if turn:
                 results.setdefault(contestant.name, []).append(row)
     print(table(overlap, results), flush=True)
@@ -115,7 +118,7 @@ def table(overlap: float, results: dict[str, list[dict[str, float]]]) -> str:
     heads = [f"{clock} × {name.split()[-1]}" for name in ours for clock in ("wall", "CPU")]
     lines = [
         f"overlap {overlap:.0%}              wall s   CPU s  peak MiB   tiles  wall ms  CPU ms"
-        + "".join(f"{head:>12s}" for head in heads)
+        + "".join(f"{head:>17s}" for head in heads)
     ]
     for name, rows in results.items():
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
@@ -127,7 +130,7 @@ def table(overlap: float, results: dict[str, list[dict[str, float]]]) -> str:
         lines.append(
             f"{name:22s} {middle['wall_s']:8.1f} {middle['cpu_s']:7.1f} {middle['rss_mib']:9,.0f} "
             f"{middle['tiles']:7,.0f} {per_tile(middle, 'wall_s'):8.2f} {per_tile(middle, 'cpu_s'):7.2f}"
-            + "".join(f"{ratio:12.2f}" for ratio in ratios)
+            + "".join(f"{ratio:17.2f}" for ratio in ratios)
         )
     return "\n".join(lines)
 
@@ -138,8 +141,10 @@ def network(folder: Path, slide: Path, options: argparse.Namespace) -> Path:
 
     import wsiengine
 
-    model = make("resnet18", folder, mpp=MPP)
-    if "int8" in options.precisions:
+    model = folder
+    if not (folder / "card.json").exists():
+        make("resnet18", folder, mpp=MPP)
+    if "int8" in options.precisions and not list(folder.glob("*.int8.onnx")):
         tiles = itertools.islice(_pixels(wsiengine.plan(slide, model)), _CALIBRATION_TILES)
         add_int8(model, np.stack([pixels for pixels, _ in tiles]))
     for peer in peers(options):
@@ -149,13 +154,13 @@ def network(folder: Path, slide: Path, options: argparse.Namespace) -> Path:
 
 def prepare(folder: Path, options: argparse.Namespace) -> tuple[Path, Path, Path]:
     """The slide to warm up with, the one to measure on, and the model."""
-    slide = warm = options.slide
+    slide, warm = options.slide, options.warm or options.slide
     if slide is None:
         slide, warm = folder / "slides" / "mosaic.svs", folder / "warm" / "small.svs"
         for path, gpx in ((slide, options.gpx), (warm, _WARM_GPX)):
             path.parent.mkdir()
             make_slide(path, gpx)
-    return warm, slide, network(folder / "resnet18", warm, options)
+    return warm, slide, network(options.network or folder / "resnet18", warm, options)
 
 
 def main() -> None:
@@ -163,6 +168,8 @@ def main() -> None:
     parser.add_argument("--wsinfer-python", help="Python of the environment that holds WSInfer")
     parser.add_argument("--tiatoolbox-python", help="Python of the environment that holds TIAToolbox")
     parser.add_argument("--slide", type=Path, help="measure on this slide, alone in its folder")
+    parser.add_argument("--warm", type=Path, help="warm up on this slide, alone in its folder; else on the same")
+    parser.add_argument("--network", type=Path, help="folder for the network, which a later run uses again")
     parser.add_argument("--gpx", type=float, default=1.0, help="pixels of the mosaic, in 10⁹")
     parser.add_argument("--overlaps", default="0,0.5")
     parser.add_argument("--precisions", default="fp32,int8", help="of wsiengine")
@@ -170,6 +177,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
+    options.warm_names = set()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         # In a process of its own: the peak memory of a child counts from that of the process which starts it.
