@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import struct
 import threading
 import zlib
@@ -97,7 +98,7 @@ class Journal:
         Raises:
             OutputError: The file cannot be written.
         """
-        draft = path.with_name(path.name + ".new")
+        draft = _draft_of(path)
         with in_words(path):
             fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             _write_all(fd, _MAGIC)
@@ -109,13 +110,22 @@ class Journal:
         return journal
 
     @classmethod
-    def resume(cls, path: Path) -> tuple["Journal", Recovered]:
+    def resume(cls, path: Path, *, apart: bool = False) -> tuple["Journal", Recovered]:
         """Open an existing journal for appending, cut off a torn tail, and return what it holds.
+
+        ``apart``: in a copy that takes its place, as whoever wrote it may not be dead: what it had begun to write would
+        come to lie over our records.
 
         Raises:
             OutputError: The file is not a journal or cannot be opened.
         """
         with in_words(path):
+            if apart:
+                draft = _draft_of(path)
+                shutil.copyfile(path, draft)
+                sync_tree(draft)
+                draft.replace(path)
+                sync_folder(path.parent)
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             recovered, end = _read(path)
@@ -223,6 +233,10 @@ class Journal:
             self._fd = -1
 
 
+def _draft_of(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
 def _unguarded() -> None:
     """Nobody else can write."""
 
@@ -324,6 +338,16 @@ class FolderLock:
         self._heartbeat = Heartbeat(path.with_name("heartbeat"))
         return True
 
+    @property
+    def owner(self) -> str:
+        """A word that no other run has, where the lock can be lost; else empty."""
+        return "" if self._heartbeat is None else self._heartbeat.owner
+
+    @property
+    def took_over(self) -> bool:
+        """Whether the run before may still write what it had begun."""
+        return self._heartbeat is not None and self._heartbeat.took_over
+
     def check(self) -> None:
         """To be called before anything is written.
 
@@ -337,7 +361,7 @@ class FolderLock:
         if self._heartbeat is not None:
             self._heartbeat.release()
             self._heartbeat = None
-            with contextlib.suppress(OSError):  # a beat may have come in between while the folder was emptied
+            with contextlib.suppress(OSError):  # emptied during a beat: shares keep open files under other names
                 self._path.parent.rmdir()
         if self._fd >= 0:
             os.close(self._fd)
