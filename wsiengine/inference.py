@@ -1,23 +1,21 @@
 """The main job: a slide and a model in, a folder of results out. Joins all the other modules."""
 
 import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiengine import __version__
 from wsiengine.errors import DeviceMemoryError, PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
+from wsiengine.facts import as_json, cam_offset, run_facts, store_facts
 from wsiengine.finish import Finish, refuse_unfit
 from wsiengine.grid import blocks_of, tapered
 from wsiengine.identifying import Request, Subject, identify
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory, keep_large_pieces_apart
-from wsiengine.models.card import Card
 from wsiengine.naming import default_folder
 from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
 from wsiengine.place import Place
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 _SLOW_TISSUE_MPX = 400.0
 _S_PER_MPX = 0.005  # one thread, tiled JPEG; two threads and more are faster, JPEG 2000 slower
 _REDRAW = "`wsiengine export` draws a finished run anew without running the model; --overwrite starts it anew."
-NOTICE = "Research use only: not a medical device."
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +284,7 @@ def _finish(
             coded,
             (truth.arrays, plan.analysed),
             described,
-            _store_facts(truth, subject, finish),
+            store_facts(truth, subject, finish),
             plan.scratch,
         )
     with watch.stage("annotations"):
@@ -313,7 +310,7 @@ def _finish(
         listener(Event("profile", {"lines": Profile.of(watch).lines(), **Profile.of(watch).facts()}))
     files = sorted([*(path.name for path in draft.iterdir()), "run.json"])
     facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
-    (draft / "run.json").write_text(_json(facts), encoding="utf-8")
+    (draft / "run.json").write_text(as_json(facts), encoding="utf-8")
     space.publish()
 
 
@@ -323,11 +320,7 @@ def _attribute(subject: Subject, truth: Truth, draft: Path, picture: np.ndarray)
 
     name = str(subject.request.cam)
     values = attribution_map(truth, name, name)
-    write_attribution(values, truth, name, draft, picture, _cam_offset(subject.card))
-
-
-def _cam_offset(card: Card) -> float | None:
-    return card.dense.offset_px if card.dense else None
+    write_attribution(values, truth, name, draft, picture, cam_offset(subject.card))
 
 
 def _unreadable(plan: Plan, ran: np.ndarray, listener: Listener) -> dict[str, int]:
@@ -344,80 +337,3 @@ def _unreadable(plan: Plan, ran: np.ndarray, listener: Listener) -> dict[str, in
     words = f"{unreadable_words({'unreadable_tiles': count})}: there the map shows no result."
     listener(Event("warning", {"text": words}))
     return {"unreadable_tiles": count}
-
-
-def _store_facts(truth: Truth, subject: Subject, finish: Finish) -> dict[str, Any]:
-    card = subject.card
-    return {
-        **truth.attributes(),
-        "version": __version__,
-        "model": {"name": card.name, "version": card.version, "sha256": card.sha256},
-        "parameters": dict(subject.identity["parameters"]),
-        "threshold": finish.threshold,
-        **({"cam_offset_px": _cam_offset(card)} if card.outputs.cam else {}),
-        "notice": NOTICE,
-    }
-
-
-def run_facts(
-    who: tuple[Subject, Prepared], finish: Finish, results: Mapping[str, Any], watch: Stopwatch
-) -> dict[str, Any]:
-    """Everything needed to repeat the run: never the slide's path or name. Only ``timing`` and ``host`` may differ."""
-    subject, prepared = who
-    batches = subject.batches
-    plan, card, info = prepared.plan, subject.card, subject.slide.info
-    return {
-        "wsiengine": __version__,
-        "notice": NOTICE,
-        "identity": dict(subject.identity),
-        "slide": {
-            "fingerprint": subject.fingerprint,
-            "format": info.format,
-            "reader": info.reader,
-            "size_l0": {"height": info.size_l0.height, "width": info.size_l0.width},
-            "levels": len(info.levels),
-            "mpp": {"y": plan.lattice.slide_mpp.y, "x": plan.lattice.slide_mpp.x} if subject.calibrated else None,
-        },
-        "model": {
-            "name": card.name,
-            "version": card.version,
-            "sha256": card.sha256,
-            "licence": card.licence,
-            "classes": [c.name for c in card.classes],
-            "map_classes": list(plan.layout.names),
-        },
-        "plan": {
-            "tiles": plan.tile_count,
-            "tile_px": plan.grid.tile_px,
-            "stride_px": plan.grid.stride_px,
-            "overlap_asked": subject.request.overlap_asked,
-            "overlap_used": round(plan.grid.overlap, 6),
-            "working_mpp": {"y": plan.lattice.mpp.y, "x": plan.lattice.mpp.x},
-            "cell_px": plan.lattice.cell_px,
-        },
-        "finish": finish.facts,
-        "normalisation": {
-            "recipe": str(subject.recipe),
-            "fitted": prepared.normaliser.to_json(),
-            "notes": list(prepared.normaliser.notes),
-        },
-        "warnings": list(subject.warnings),
-        **results,
-        "timing": {**Profile.of(watch).facts(), **({"batches": batches} if batches else {})},
-        "host": {
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": plan.options.all_threads,
-            "blocks": plan.block_count,
-            "block_tiles": plan.block_tiles,
-            "peak_bytes_planned": plan.peak_bytes,
-            "scratch_bytes_planned": plan.scratch_bytes,
-            "runtime": subject.runtime.chosen,
-        },
-    }
-
-
-def _json(facts: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
