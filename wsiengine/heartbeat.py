@@ -45,7 +45,7 @@ class Heartbeat:
         self.owner = secrets.token_hex(16)
         self.took_over = False
         self._count = 0
-        self._beaten_s = _now_s()
+        self._beaten_s = now_s()
         self._lost = False
         self._over = threading.Event()
         while not self._create():
@@ -65,7 +65,7 @@ class Heartbeat:
         Raises:
             OutputInUse: Another run took the lock, as this one gave no sign of life.
         """
-        if self._lost or (_now_s() - self._beaten_s > BEAT_S * MISSED / 2 and not self._ours()):
+        if self._lost or (now_s() - self._beaten_s > BEAT_S * MISSED / 2 and not self._ours()):
             self._lost = True
             raise OutputInUse(
                 f"{self._path.parent.parent} was taken over by another run: this one gave no sign of life for "
@@ -109,7 +109,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
-            began_s = _now_s()
+            began_s = now_s()
             try:
                 ours = self._rewrite()
             except FileNotFoundError:
@@ -152,7 +152,7 @@ class Heartbeat:
             return None
 
 
-def _now_s() -> float:
+def now_s() -> float:
     """Seconds that go on while the machine sleeps, and never back."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)

@@ -28,9 +28,10 @@ import numpy as np
 
 from wsiengine.errors import OutputError, OutputInUse, WsiError
 from wsiengine.geometry import Box
-from wsiengine.heartbeat import Heartbeat
+from wsiengine.heartbeat import Heartbeat, now_s
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_SLEPT_S = 10.0  # between two looks: file servers give a machine's locks away after 30 s and more without a word of it
 _MAGIC = b"WSIJRNL1"
 _HEAD = struct.Struct("<4sIIQ")  # kind, CRC of payload, CRC of kind + length, length
 _TILES = struct.Struct("<5q")  # y0, x0, y1, x1 in tile units, channels
@@ -299,7 +300,8 @@ def _records(path: Path) -> Iterator[tuple[bytes, bytes, int]]:
 class FolderLock:
     """One run at a time per output folder: an advisory lock that dies with its process.
 
-    On a share that cannot lock files, a heartbeat (:mod:`wsiengine.heartbeat`) takes its place.
+    On a share that cannot lock files, a heartbeat (:mod:`wsiengine.heartbeat`) takes its place. On one that can, the
+    server forgets the locks of a machine that slept: the lock is asked for again after any gap.
     """
 
     def __init__(self, path: Path) -> None:
@@ -311,10 +313,11 @@ class FolderLock:
         """
         self._path = path
         self._heartbeat: Heartbeat | None = None
+        self._seen_s = now_s()
         with in_words(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                alone = self._alone(path)
+                alone = self._alone()
             except BaseException:  # whatever it was: the file is closed, the error goes on
                 self.release()
                 raise
@@ -325,18 +328,22 @@ class FolderLock:
                 hint="wait for it to finish, or give another folder with -o.",
             )
 
-    def _alone(self, path: Path) -> bool:
-        """Whether the lock is ours, on the file that still has this name: a run that ends takes its file away."""
+    def _alone(self) -> bool:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return os.path.samestat(os.fstat(self._fd), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            return False
+            return self._locked()
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-        self._heartbeat = Heartbeat(path.with_name("heartbeat"))
+        self._heartbeat = Heartbeat(self._path.with_name("heartbeat"))
         return True
+
+    def _locked(self) -> bool:
+        """Whether the lock is ours, on the file that still has this name: a run that ends takes its file away."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
 
     @property
     def owner(self) -> str:
@@ -352,10 +359,19 @@ class FolderLock:
         """To be called before anything is written.
 
         Raises:
-            OutputInUse: Another run took the lock meanwhile; only a heartbeat can be lost.
+            OutputInUse: Another run took the lock meanwhile.
         """
         if self._heartbeat is not None:
             self._heartbeat.check()
+        elif now_s() - self._seen_s > _SLEPT_S:
+            with in_words(self._path):
+                locked = self._locked()
+            if not locked:
+                raise OutputInUse(
+                    f"{self._path.parent.parent} was taken over by another run while this one, or its machine, slept.",
+                    hint="wait for the other to finish; what this one had finished is not lost.",
+                )
+            self._seen_s = now_s()
 
     def release(self) -> None:
         if self._heartbeat is not None:

@@ -116,11 +116,10 @@ class Workspace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if isinstance(error, OutputError):
-                self._check()  # what could not be written may be in another's hands: then that is the reason
-        finally:
-            self._leave()
+        taken = self._taken() if isinstance(error, OutputError) else None
+        self._leave()
+        if taken is not None:  # then that is why something could not be written
+            raise taken from error
 
     def _check(self) -> None:
         """To be called before anything is changed.
@@ -135,14 +134,22 @@ class Workspace:
         """Let the lock go, and leave no empty ``.work`` behind."""
         if self._lock is None:
             return
+        if self._taken():  # all is another's, but for drafts in a folder of our own
+            if self._lock.owner:
+                shutil.rmtree(self.results, ignore_errors=True)
+        elif not (self.work / "journal").exists():
+            shutil.rmtree(self.work, ignore_errors=True)
+        self._lock.release()
+
+    def _taken(self) -> OutputInUse | None:
+        """What says that another run has taken the folder over, if so."""
         try:
             self._check()
-            if not (self.work / "journal").exists():
-                shutil.rmtree(self.work, ignore_errors=True)
-        except OutputInUse:  # all but our drafts is another's
-            shutil.rmtree(self.results, ignore_errors=True)
-        finally:
-            self._lock.release()
+        except OutputInUse as error:
+            return error
+        except OutputError:  # the share does not answer: nobody can say
+            pass
+        return None
 
     @property
     def results(self) -> Path:
