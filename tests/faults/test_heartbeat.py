@@ -20,7 +20,7 @@ from wsiengine.errors import OutputError, OutputInUse
 from wsiengine.events import Event
 from wsiengine.geometry import Box
 from wsiengine.heartbeat import Heartbeat
-from wsiengine.journal import FolderLock, in_words, read_journal, sync_tree
+from wsiengine.journal import FolderLock, in_words, read_journal
 from wsiengine.output import Workspace
 
 BEAT_S = 0.25  # four of them are more than a loaded machine keeps a thread waiting
@@ -328,27 +328,41 @@ def test_a_run_that_slept_changes_nothing_of_the_others(tmp_path: Path, what: st
             assert not woke.work.exists()
 
 
-def test_a_run_that_slept_while_it_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the sync, which is where a share hangs."""
+@pytest.mark.parametrize(
+    ("hanging", "moved"),
+    [
+        ("sync_tree", []),
+        ("_remove", ["annotations.geojson"]),
+        ("sync_folder", ["annotations.geojson", "tiles.geojson"]),
+    ],
+)
+def test_a_run_that_slept_while_it_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str, moved: list[str]
+) -> None:
+    """In a call of the system, which is where a share hangs: what comes after it is not done."""
     slept = _asleep(tmp_path)
     slept.journal()[0].close()
     _drafted(slept, "slept")
     woke = Workspace(tmp_path, IDENTITY)
+    original = getattr(output, hanging)
 
-    def hang(root: Path) -> None:
-        monkeypatch.setattr(output, "sync_tree", sync_tree)
+    def hang(path: Path) -> None:
+        monkeypatch.setattr(output, hanging, original)
+        original(path)
         woke.__enter__()
         woke.journal()[0].close()
+        (tmp_path / "profile.png").touch()
 
-    monkeypatch.setattr(output, "sync_tree", hang)
+    monkeypatch.setattr(output, hanging, hang)
     with pytest.raises(OutputInUse):
         slept.publish()
-    assert _texts(tmp_path) == {}
+    assert sorted(_texts(tmp_path)) == moved
+    assert (tmp_path / "profile.png").exists()
     slept.__exit__(None, None, None)
     _drafted(woke, "woke")
     woke.publish()
     woke.__exit__(None, None, None)
-    assert set(_texts(tmp_path).values()) == {"woke"}
+    assert _texts(tmp_path) == dict.fromkeys(NAMES, "woke")
 
 
 def test_what_fails_as_another_has_the_folder_says_so(tmp_path: Path) -> None:
