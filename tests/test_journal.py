@@ -1,12 +1,14 @@
 """The journal: what was appended is there, a torn tail is not, and nobody else's file is taken for one."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from wsiengine import journal as journal_module
 from wsiengine.errors import OutputError, OutputInUse
 from wsiengine.geometry import Box
 from wsiengine.journal import FolderLock, Journal, read_journal
@@ -152,6 +154,34 @@ def test_two_runs_exclude_each_other(tmp_path: Path) -> None:
     with FolderLock(folder / "lock"), pytest.raises(OutputInUse, match=r"Another run is writing to .*out"):
         FolderLock(folder / "lock")
     FolderLock(folder / "lock").release()
+
+
+@pytest.mark.parametrize("since", ["nobody came", "another is there", "another came and went"])
+def test_a_lock_that_the_server_forgot_while_the_machine_slept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    folder = tmp_path / "out" / ".work"
+    folder.mkdir(parents=True)
+    clock = [1000.0]
+    monkeypatch.setattr(journal_module, "now_s", lambda: clock[0])
+    with FolderLock(folder / "lock") as lock:
+        fcntl.flock(lock._fd, fcntl.LOCK_UN)  # by the server: nobody tells
+        lock.check()
+        clock[0] += 60
+        if since == "another is there":
+            with FolderLock(folder / "lock") as other:
+                with pytest.raises(OutputInUse, match=r"out was taken over by another run while this one, or its"):
+                    lock.check()
+                clock[0] += 60
+                other.check()
+        elif since == "another came and went":
+            (folder / "lock").unlink()
+            with pytest.raises(OutputInUse, match="taken over"):
+                lock.check()
+        else:
+            lock.check()
+            with pytest.raises(OutputInUse, match="Another run is writing"):  # it is locked again
+                FolderLock(folder / "lock")
 
 
 def _add_together(journal: Journal, rows: range) -> None:

@@ -14,6 +14,7 @@ from wsiengine.footprint import memory_parts
 from wsiengine.geometry import Size
 from wsiengine.models.card import Card
 from wsiengine.planning import Plan, make_plan
+from wsiengine.preparing import prepare
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,34 @@ def test_what_does_not_fit_the_machine_is_refused_unless_the_user_says_otherwise
     with pytest.raises(MemoryLimitError, match="the limit is 100 MiB"):
         wsiengine.plan(slide, str(card.folder), tissue="none")
     assert wsiengine.plan(slide, str(card.folder), tissue="none", memory_limit_bytes=4 << 30).tile_count
+
+
+def test_processes_that_read_are_as_many_as_memory_has_room_for(card: Card) -> None:
+    slide = ArraySlide(position_pixels(300, 400), 0.7)
+    how = {"tissue": "none", "threads": 1, "block_tiles": 1}
+
+    def planned(readers: int, limit: int = 1 << 40) -> Plan:
+        return wsiengine.plan(slide, str(card.folder), readers=readers, memory_limit_bytes=limit, **how)
+
+    needed = [planned(readers).peak_bytes for readers in range(5)]
+    assert planned(4, needed[4]).options.readers == 4
+    assert planned(4, needed[4] - 1).options.readers == 3
+    assert planned(4, needed[2]).options.readers == 2
+    fewest = planned(4, needed[0])
+    assert (fewest.options.readers, fewest.peak_bytes) == (0, needed[0])
+    with pytest.raises(MemoryLimitError, match="the limit is"):
+        planned(4, needed[0] - 1)
+
+
+def test_threads_that_wait_for_a_gpu_are_as_many_as_readers_need(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = ArraySlide(position_pixels(300, 400), 0.7)
+    subject = identifying.identify(identifying.Request(slide, str(card.folder), tissue="none", readers=8))
+    monkeypatch.setattr(subject.runtime, "on_cpu", False)
+    alone = subject.threads_beside(0)
+    assert (subject.threads, subject.threads_beside(4)) == (alone + 4, alone + 2)
+    limit = prepare(replace(subject, request=replace(subject.request, readers=2))).plan.peak_bytes
+    plan = prepare(replace(subject, request=replace(subject.request, memory_limit_bytes=limit))).plan
+    assert (plan.options.readers, plan.options.threads) == (2, alone + 1)
 
 
 def test_tables_of_tiles_count_where_they_are_held(plan: Plan) -> None:

@@ -18,8 +18,10 @@ import wsiengine
 from tests import planted_slides as planted
 from tests.fakes import ArraySlide, position_pixels
 from wsiengine import readers as module
-from wsiengine.errors import UnreadableSlide
+from wsiengine.errors import PlanError, UnreadableSlide
+from wsiengine.events import Event
 from wsiengine.geometry import Box, Size
+from wsiengine.grid import Block
 from wsiengine.inference import infer
 from wsiengine.planning import Plan
 from wsiengine.readers import Readers, reading
@@ -148,6 +150,59 @@ def test_an_unreadable_place_is_told_as_by_a_thread(slide: Path, tmp_path: Path,
     assert view.pixels.any()
 
 
+def _running(process: int) -> bool:
+    """Whether it has not ended; one that nobody has asked for its exit code has."""
+    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_those_that_memory_has_no_room_for_end(slide: Path) -> None:
+    plan = _plan(slide)
+    assert plan.job
+    viewer, blocks = plan.job.viewer, list(plan.blocks())
+    with Readers(2) as readers:
+        children = _processes(readers)
+        assert readers.keep(5) is readers
+        assert readers.keep(1) is readers
+        deadline = time.monotonic() + 30
+        while sum(map(_running, children)) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert sum(map(_running, children)) == 1
+        for block in blocks:
+            np.testing.assert_array_equal(readers.view(viewer, block)[0].pixels, viewer.view(block)[0].pixels)
+        assert readers.keep(0) is None
+        assert readers.keep(2) is None  # another slide's plan brings none back
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_run_has_fewer_readers_rather_than_none_of_its_results(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    used: list[int] = []
+    real = Readers.view
+
+    def view(self: Readers, viewer: Viewer, block: Block) -> object:
+        used.append(len(self._all))
+        return real(self, viewer, block)
+
+    monkeypatch.setattr(Readers, "view", view)
+    limit = _plan(slide, readers=left).peak_bytes
+    told: list[str] = []
+
+    def listener(event: Event) -> None:
+        if event.kind == "note":
+            told.append(event.data["text"])
+
+    how = {"tissue": "none", "threads": 2, "block_tiles": 3}
+    made = infer(slide, "planted", tmp_path / "short", readers=3, memory_limit_bytes=limit, listener=listener, **how)
+    plain = infer(slide, "planted", tmp_path / "plain", listener=listener, **how)
+    scores = [Truth.load(result.folder / "probability.zarr").scores for result in (made, plain)]
+    np.testing.assert_array_equal(*scores)
+    [note] = told
+    assert note.startswith(("None of 3 processes reads:", "1 of 3 processes read:")[left])
+    assert note.endswith("of memory. It costs pace only.")
+    assert set(used) == ({1} if left else set())
+
+
 def test_one_that_has_ended_takes_no_block_from_the_others(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(slide)
     assert plan.job
@@ -249,6 +304,16 @@ def test_an_interrupted_exchange_is_not_taken_up_again(
 
 def _interrupt(channel: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_cluster_has_readers_of_its_own(slide: Path, tmp_path: Path) -> None:
+    class Client:
+        def nthreads(self) -> dict[str, int]:
+            return {"tcp://there": 2}
+
+    with pytest.raises(PlanError, match="readers=2 was given with a client"):
+        infer(slide, "planted", tmp_path / "out", client=Client(), readers=2)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def test_readers_end_with_the_run(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

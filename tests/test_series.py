@@ -227,6 +227,22 @@ def test_what_does_not_fit_beside_a_slide_comes_after_it(slides: list[Path], ref
     assert asked == ([0] if refusing == "finding the tissue" else [held_bytes(plan), 0])
 
 
+def test_beside_a_slide_no_reader_is_given_up(slides: list[Path]) -> None:
+    """The two share their readers: the second has as many as the first, or comes after it."""
+    first = prepare(identify(Request(slides[0], "planted", tissue="none", readers=2))).plan
+    before = Place()
+    before.plan = replace(first, options=replace(first.options, memory_limit_bytes=1 << 40))
+    request = Request(slides[1], "planted", tissue="none", readers=4)
+    assert Place(None, before).prepare(identify(request), prepare).plan.options.readers == 2
+    needed = prepare(identify(replace(request, readers=1))).plan.peak_bytes
+    with pytest.raises(MemoryLimitError):
+        prepare(identify(replace(request, memory_limit_bytes=needed + 1, beside_bytes=1)))
+    threading.Timer(0.3, before.end).start()
+    alone = Place(None, before).prepare(identify(replace(request, memory_limit_bytes=needed)), prepare)
+    assert before.ended.is_set()
+    assert alone.plan.options.readers == 1
+
+
 # --- workers -------------------------------------------------------------------------------------
 
 

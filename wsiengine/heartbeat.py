@@ -6,7 +6,9 @@ machine counts, never a date: clocks of different machines disagree, and any clo
 
 Two watchers may replace a dead one's file at once; the last stands. So each waits one more beat, far longer than the
 moment between its last look and its replacing, and has the lock only if its own file is still there. An owner that
-slept (a stopped process, a suspended machine, a share that hung) finds out by :meth:`Heartbeat.check` before it writes.
+slept (a stopped process, a suspended machine, a share that hung) finds out by :meth:`Heartbeat.check` before it writes,
+and cannot take the lock back by a beat that was under way: it beats in the file that it has opened, and whoever took
+over has put another in its place.
 """
 
 import os
@@ -29,6 +31,10 @@ class Heartbeat:
     Args:
         path: Of the file; its folder exists.
 
+    Attributes:
+        owner: A random word.
+        took_over: The last owner is dead, or sleeps: what it had begun to write may still come.
+
     Raises:
         OutputInUse: Another run holds it.
         OSError: The share cannot be written.
@@ -36,9 +42,10 @@ class Heartbeat:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._owner = secrets.token_hex(16)
+        self.owner = secrets.token_hex(16)
+        self.took_over = False
         self._count = 0
-        self._beaten_s = _now_s()
+        self._beaten_s = now_s()
         self._lost = False
         self._over = threading.Event()
         while not self._create():
@@ -47,6 +54,7 @@ class Heartbeat:
                 time.sleep(BEAT_S)
                 if not self._ours():
                     raise _in_use(path)
+                self.took_over = True
                 break
         self._thread = threading.Thread(target=self._beat, name="wsiengine-heartbeat", daemon=True)
         self._thread.start()
@@ -57,7 +65,7 @@ class Heartbeat:
         Raises:
             OutputInUse: Another run took the lock, as this one gave no sign of life.
         """
-        if self._lost or (_now_s() - self._beaten_s > BEAT_S * MISSED / 2 and not self._ours()):
+        if self._lost or (now_s() - self._beaten_s > BEAT_S * MISSED / 2 and not self._ours()):
             self._lost = True
             raise OutputInUse(
                 f"{self._path.parent.parent} was taken over by another run: this one gave no sign of life for "
@@ -101,25 +109,40 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
-            if not self._ours():
+            began_s = now_s()
+            try:
+                ours = self._rewrite()
+            except FileNotFoundError:
+                ours = False
+            except OSError:  # a share that is gone for a while: check() looks again before anything is written
+                continue
+            if not ours:
                 self._lost = True
                 return
+            self._beaten_s = began_s  # then it was ours; the writing may have hung
+
+    def _rewrite(self) -> bool:
+        """One beat, in our own file; False where another's has taken its place."""
+        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CLOEXEC), "r+b", buffering=0) as file:
+            if file.read(len(self.owner)) != self.owner.encode():
+                return False
             self._count += 1
-            with suppress(OSError):  # a share that is gone for a while: check() looks again before anything is written
-                self._replace()
-                self._beaten_s = _now_s()
+            os.pwrite(file.fileno(), self._text().encode(), 0)
+        return True
 
     def _replace(self) -> None:
-        draft = self._path.with_name(f"{self._path.name}.{self._owner}")
+        """Put our file in the place of a dead one's."""
+        draft = self._path.with_name(f"{self._path.name}.{self.owner}")
         draft.write_text(self._text())
         draft.replace(self._path)
 
     def _text(self) -> str:
-        return f"{self._owner} {self._count}\n"
+        """Of one length, so that a beat only changes figures."""
+        return f"{self.owner} {self._count:012}\n"
 
     def _ours(self) -> bool:
         found = self._read()
-        return found is not None and found.startswith(self._owner)
+        return found is not None and found.startswith(self.owner)
 
     def _read(self) -> str | None:
         """The file's text; None where there is none, or the share does not answer."""
@@ -129,7 +152,7 @@ class Heartbeat:
             return None
 
 
-def _now_s() -> float:
+def now_s() -> float:
     """Seconds that go on while the machine sleeps, and never back."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)

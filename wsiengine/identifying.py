@@ -66,8 +66,8 @@ class Request:
         cluster: Threads of each worker of a ``distributed`` client; empty where this process scores.
         cam: Also write the class-activation map of this class (:mod:`wsiengine.attribution`).
         precision: ``fp32``, ``fp16``, ``int8`` or ``auto`` (see :mod:`wsiengine.models.precision`).
-        readers: Processes that read and normalise for the worker threads (:mod:`wsiengine.readers`); None: one for each
-            core where a GPU runs the model, as far as memory allows, else none.
+        readers: Processes that read and normalise for the worker threads (:mod:`wsiengine.readers`), as far as memory
+            allows; None: one for each core where a GPU runs the model, else none.
         beside_bytes: What another slide of the same call holds meanwhile; set by :func:`wsiengine.infer_many`.
     """
 
@@ -162,9 +162,13 @@ class Subject:
 
     @property
     def threads(self) -> int:
+        """Worker threads, where all processes that were asked for read."""
+        return self.threads_beside(self.readers)
+
+    def threads_beside(self, readers: int) -> int:
         """Worker threads: one per core, and half as many again where processes read for a GPU: those that wait for it
         leave no reader without work."""
-        waiting = 0 if self.runtime.on_cpu else self.readers // 2
+        waiting = 0 if self.runtime.on_cpu else readers // 2
         return self.request.threads or usable_cores() + waiting
 
     @property

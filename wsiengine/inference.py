@@ -1,23 +1,21 @@
 """The main job: a slide and a model in, a folder of results out. Joins all the other modules."""
 
 import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsiengine import __version__
 from wsiengine.errors import DeviceMemoryError, PlanError, UnreadableSlide
 from wsiengine.events import Event, Listener, Stopwatch, silent
+from wsiengine.facts import as_json, cam_offset, run_facts, store_facts
 from wsiengine.finish import Finish, refuse_unfit
 from wsiengine.grid import blocks_of, tapered
 from wsiengine.identifying import Request, Subject, identify
 from wsiengine.journal import Journal, Recovered, in_words
 from wsiengine.meanwhile import Meanwhile, give_back_memory, keep_large_pieces_apart
-from wsiengine.models.card import Card
 from wsiengine.naming import default_folder
 from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_other
 from wsiengine.place import Place
@@ -31,7 +29,7 @@ from wsiengine.tasks import task_of
 from wsiengine.tasks.base import Gathered
 from wsiengine.tissue import tissue_cost
 from wsiengine.truth import Truth
-from wsiengine.wording import left_out_words, unreadable_words
+from wsiengine.wording import fewer_readers_words, left_out_words, unreadable_words
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 _SLOW_TISSUE_MPX = 400.0
 _S_PER_MPX = 0.005  # one thread, tiled JPEG; two threads and more are faster, JPEG 2000 slower
 _REDRAW = "`wsiengine export` draws a finished run anew without running the model; --overwrite starts it anew."
-NOTICE = "Research use only: not a medical device."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +50,21 @@ class Outputs:
     classes: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a run is carried out; no score depends on it. The first five as for :func:`infer`.
+
+    ``place``: of the slide, among the others of one call.
+    """
+
+    overwrite: bool = False
+    client: "Client | None" = None
+    listener: Listener = silent
+    outputs: Outputs = Outputs()
+    profile: bool = False
+    place: Place = field(default_factory=Place)
+
+
 def infer(
     slide: str | os.PathLike[str] | Slide,
     model: str = "crc5",
@@ -63,24 +75,24 @@ def infer(
     listener: Listener = silent,
     outputs: Outputs | None = None,
     profile: bool = False,
-    place: Place | None = None,
     **options: Any,
 ) -> Result:
     """Run a model over a slide. Several take less time together: :func:`wsiengine.infer_many`.
 
     Finished blocks are kept on disk: the same call after an interruption goes on where it stopped, and after
-    completion returns the finished result at once.
+    completion returns the finished result at once. All runs in the calling process: a library that crashes on a slide
+    ends it, and a disk that never answers keeps it waiting for ever, as nothing ends a thread that waits in C. The
+    command survives both (``--patience``); docs/python.md shows how a script uses it.
 
     Args:
         slide: Path of a slide, or an open one.
         model: Name or path of a model.
         output: Folder for the results; by default ``<slide name>.wsiengine`` in the working directory.
         overwrite: Replace what another run left in ``output``.
-        client: A ``distributed.Client`` whose workers score the blocks; by default threads do.
+        client: A ``distributed.Client`` whose workers read and score the blocks; by default threads do.
         listener: Called with an :class:`~wsiengine.events.Event` at every step.
         outputs: Smoothing, simplification and extra files.
         profile: Also write ``profile.png``, a timeline of the run, and tell an event of where its time went.
-        place: Among the other slides of the same call; for :func:`wsiengine.infer_many`.
         **options: Fields of :class:`wsiengine.identifying.Request` (``overlap``, ``region``, ``tissue``, ``mpp``, …).
 
     Returns:
@@ -89,63 +101,64 @@ def infer(
     Raises:
         WsiError: In words, whatever went wrong. Finished blocks stay.
     """
-    watch = Stopwatch(drawn=profile)
+    manner = Manner(overwrite, client, listener, outputs or Outputs(), profile)
     if client is not None:
         options = {**options, "cluster": tuple(client.nthreads().values())}
-    request = Request(slide=slide, model=model, **options)
+    return run(Request(slide=slide, model=model, **options), output, manner)
+
+
+def run(request: Request, output: str | os.PathLike[str] | None, manner: Manner) -> Result:
+    """As :func:`infer`, which says it in one call."""
+    if manner.client is not None and request.readers:
+        raise PlanError(
+            f"readers={request.readers} was given with a client, whose workers read the blocks that they score.",
+            hint="leave readers out, or the client.",
+        )
+    watch, listener = Stopwatch(drawn=manner.profile), manner.listener
     with watch.stage("open"):
         subject = identify(request)
-    again: dict[str, Any] | None = None
-    settings = _settings(subject, outputs)
+    smaller = 0
+    settings = _settings(subject, manner.outputs)
     for text in subject.warnings:
         listener(Event("warning", {"text": text}))
     folder = Path(output) if output is not None else default_folder(subject.slide.path)
-    kept = None if request.batch_size or overwrite else kept_batch_size(folder, subject.identity)
+    kept = None if request.batch_size or manner.overwrite else kept_batch_size(folder, subject.identity)
     if kept is not None:
         subject = identify(replace(request, batch_size=kept))
-    with Workspace(folder, subject.identity, overwrite=overwrite) as space:
+    with Workspace(folder, subject.identity, overwrite=manner.overwrite) as space:
         if space.finished is not None:
             refuse_other(folder, space.finished.get("finish", {}), settings, "a finished run", _REDRAW)
             refuse_gaps(folder, space.finished.get("files", []))
             listener(Event("note", {"text": f"Already finished: {folder}. Nothing to do (--overwrite runs it again)."}))
         else:
-            who = client, place or Place()
             try:
-                with reading(subject.slide, subject.readers) as who[1].readers:
-                    _run(subject, (space, outputs or Outputs()), who, listener, watch)
+                with reading(subject.slide, subject.readers) as manner.place.readers:
+                    _run(subject, space, manner, watch)
             except DeviceMemoryError as error:
                 smaller = subject.runtime.batch_size // 2
                 if not smaller:
                     raise
                 space.forget()  # its scores are of batches of another shape
                 listener(Event("warning", {"text": f"{error.message} The slide starts again with {smaller}."}))
-                again = options | {"batch_size": smaller}
-    if again is not None:
-        how: dict[str, Any] = {"client": client, "listener": listener, "outputs": outputs, "profile": profile}
-        return infer(slide, model, folder, **how, place=place, **again)
+    if smaller:
+        return run(replace(request, batch_size=smaller), folder, replace(manner, overwrite=False))
     result = Result(folder)
     listener(Event("result", {"folder": str(folder), "summary": result.summary, "files": result.files}))
     return result
 
 
-def _settings(subject: Subject, outputs: Outputs | None) -> dict[str, Any]:
+def _settings(subject: Subject, outputs: Outputs) -> dict[str, Any]:
     """How the regions of a finished run would be drawn, were it run now."""
     asked = subject.request.threshold
     threshold = task_of(subject.card.task).layout(subject.card).uncertain_below if asked is None else asked
-    finish = Finish(threshold, **asdict(outputs or Outputs()))
+    finish = Finish(threshold, **asdict(outputs))
     refuse_unfit(finish, subject.card.task, task_of(subject.card.task).layout(subject.card))
     return finish.facts
 
 
-def _run(
-    subject: Subject,
-    where: tuple[Workspace, Outputs],
-    who: tuple["Client | None", Place],
-    listener: Listener,
-    watch: Stopwatch,
-) -> None:
+def _run(subject: Subject, space: Workspace, manner: Manner, watch: Stopwatch) -> None:
     """What is left of a run, from its journal to its published results."""
-    (space, _), (_, place) = where, who
+    place, listener = manner.place, manner.listener
     keep_large_pieces_apart()
     journal, recovered = space.journal()
     with journal:
@@ -161,13 +174,16 @@ def _run(
             journal.add_blob(name, found)
         give_back_memory()
         listener(Event("plan", {"plan": prepared.plan, "notes": list(prepared.normaliser.notes)}))
+        if prepared.plan.options.readers < subject.readers:
+            listener(Event("note", {"text": fewer_readers_words(prepared.plan, subject.readers)}))
+        place.readers = place.readers and place.readers.keep(prepared.plan.options.readers)
         with Meanwhile(subject.slide) as meanwhile:
 
             def begun() -> None:
                 meanwhile.begin()
                 place.begun.set()
 
-            gathered = _score(prepared.plan, (journal, recovered), who, listener, watch, begun)
+            gathered = _score(prepared.plan, (journal, recovered), manner, watch, begun)
             with watch.stage("picture (wait)"):
                 picture = meanwhile.picture()
     if subject.slide.fingerprint() != subject.fingerprint:
@@ -178,7 +194,7 @@ def _run(
         )
     give_back_memory()
     with in_words(space.folder):
-        _finish((subject, prepared), (gathered, picture), where, listener, watch)
+        _finish((subject, prepared), (gathered, picture), space, manner, watch)
 
 
 def _foretell(subject: Subject, recovered: Recovered, listener: Listener) -> None:
@@ -192,8 +208,7 @@ def _foretell(subject: Subject, recovered: Recovered, listener: Listener) -> Non
 def _score(
     plan: Plan,
     past: tuple[Journal, Recovered],
-    who: tuple["Client | None", Place],
-    listener: Listener,
+    manner: Manner,
     watch: Stopwatch,
     begun: Callable[[], None],
 ) -> Gathered:
@@ -204,7 +219,7 @@ def _score(
     with watch.stage("import dask"):
         from wsiengine.graph import run_blocks
 
-    (journal, recovered), (client, place) = past, who
+    (journal, recovered), place, listener = past, manner.place, manner.listener
     gathered = plan.task.gather(plan, recovered)
     work = plan.work[1]
     left = work & ~gathered.ran
@@ -234,7 +249,7 @@ def _score(
             blocks, threads = blocks_of(left, plan.block_tiles), plan.options.worker_threads
             if plan.card.task == "classify" and plan.options.mode == "tiles":  # whose blocks may be cut anyhow
                 blocks = tapered(blocks, 2 * threads)
-            where: dict[str, Any] = {"threads": threads, "client": client, "workers": place.workers}
+            where: dict[str, Any] = {"threads": threads, "client": manner.client, "workers": place.workers}
             where["at_once"] = plan.blocks_at_once
             run_blocks(replace(plan.job, readers=place.readers), blocks, record, **where, spent=watch.add)
     return gathered
@@ -243,8 +258,8 @@ def _score(
 def _finish(
     who: tuple[Subject, Prepared],
     found: tuple[Gathered, np.ndarray],
-    where: tuple[Workspace, Outputs],
-    listener: Listener,
+    space: Workspace,
+    manner: Manner,
     watch: Stopwatch,
 ) -> None:
     """Draft every result, then publish them together."""
@@ -252,13 +267,13 @@ def _finish(
     from wsiengine.report import draw_overlay
     from wsiengine.store import write_store
 
-    (subject, prepared), (space, outputs), (gathered, picture) = who, where, found
-    plan = prepared.plan
+    (subject, prepared), (gathered, picture) = who, found
+    plan, listener = prepared.plan, manner.listener
     areas = tuple((name, geometry.wkt) for name, geometry in subject.areas)
     with watch.stage("merge"):
         arrays = gathered.arrays()
     truth = replace(Truth.of(plan, arrays, subject.region), areas=areas)
-    finish = Finish(plan.threshold, **asdict(outputs))
+    finish = Finish(plan.threshold, **asdict(manner.outputs))
     listener(Event("stage", {"name": "writing map, annotations and overlay"}))
     draft = space.draft()
     with watch.stage("map"):
@@ -269,7 +284,7 @@ def _finish(
             coded,
             (truth.arrays, plan.analysed),
             described,
-            _store_facts(truth, subject, finish),
+            store_facts(truth, subject, finish),
             plan.scratch,
         )
     with watch.stage("annotations"):
@@ -295,7 +310,7 @@ def _finish(
         listener(Event("profile", {"lines": Profile.of(watch).lines(), **Profile.of(watch).facts()}))
     files = sorted([*(path.name for path in draft.iterdir()), "run.json"])
     facts = run_facts(who, finish, {"summary": summary, "files": files}, watch)
-    (draft / "run.json").write_text(_json(facts), encoding="utf-8")
+    (draft / "run.json").write_text(as_json(facts), encoding="utf-8")
     space.publish()
 
 
@@ -305,11 +320,7 @@ def _attribute(subject: Subject, truth: Truth, draft: Path, picture: np.ndarray)
 
     name = str(subject.request.cam)
     values = attribution_map(truth, name, name)
-    write_attribution(values, truth, name, draft, picture, _cam_offset(subject.card))
-
-
-def _cam_offset(card: Card) -> float | None:
-    return card.dense.offset_px if card.dense else None
+    write_attribution(values, truth, name, draft, picture, cam_offset(subject.card))
 
 
 def _unreadable(plan: Plan, ran: np.ndarray, listener: Listener) -> dict[str, int]:
@@ -326,80 +337,3 @@ def _unreadable(plan: Plan, ran: np.ndarray, listener: Listener) -> dict[str, in
     words = f"{unreadable_words({'unreadable_tiles': count})}: there the map shows no result."
     listener(Event("warning", {"text": words}))
     return {"unreadable_tiles": count}
-
-
-def _store_facts(truth: Truth, subject: Subject, finish: Finish) -> dict[str, Any]:
-    card = subject.card
-    return {
-        **truth.attributes(),
-        "version": __version__,
-        "model": {"name": card.name, "version": card.version, "sha256": card.sha256},
-        "parameters": dict(subject.identity["parameters"]),
-        "threshold": finish.threshold,
-        **({"cam_offset_px": _cam_offset(card)} if card.outputs.cam else {}),
-        "notice": NOTICE,
-    }
-
-
-def run_facts(
-    who: tuple[Subject, Prepared], finish: Finish, results: Mapping[str, Any], watch: Stopwatch
-) -> dict[str, Any]:
-    """Everything needed to repeat the run: never the slide's path or name. Only ``timing`` and ``host`` may differ."""
-    subject, prepared = who
-    batches = subject.batches
-    plan, card, info = prepared.plan, subject.card, subject.slide.info
-    return {
-        "wsiengine": __version__,
-        "notice": NOTICE,
-        "identity": dict(subject.identity),
-        "slide": {
-            "fingerprint": subject.fingerprint,
-            "format": info.format,
-            "reader": info.reader,
-            "size_l0": {"height": info.size_l0.height, "width": info.size_l0.width},
-            "levels": len(info.levels),
-            "mpp": {"y": plan.lattice.slide_mpp.y, "x": plan.lattice.slide_mpp.x} if subject.calibrated else None,
-        },
-        "model": {
-            "name": card.name,
-            "version": card.version,
-            "sha256": card.sha256,
-            "licence": card.licence,
-            "classes": [c.name for c in card.classes],
-            "map_classes": list(plan.layout.names),
-        },
-        "plan": {
-            "tiles": plan.tile_count,
-            "tile_px": plan.grid.tile_px,
-            "stride_px": plan.grid.stride_px,
-            "overlap_asked": subject.request.overlap_asked,
-            "overlap_used": round(plan.grid.overlap, 6),
-            "working_mpp": {"y": plan.lattice.mpp.y, "x": plan.lattice.mpp.x},
-            "cell_px": plan.lattice.cell_px,
-        },
-        "finish": finish.facts,
-        "normalisation": {
-            "recipe": str(subject.recipe),
-            "fitted": prepared.normaliser.to_json(),
-            "notes": list(prepared.normaliser.notes),
-        },
-        "warnings": list(subject.warnings),
-        **results,
-        "timing": {**Profile.of(watch).facts(), **({"batches": batches} if batches else {})},
-        "host": {
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": plan.options.all_threads,
-            "blocks": plan.block_count,
-            "block_tiles": plan.block_tiles,
-            "peak_bytes_planned": plan.peak_bytes,
-            "scratch_bytes_planned": plan.scratch_bytes,
-            "runtime": subject.runtime.chosen,
-        },
-    }
-
-
-def _json(facts: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import struct
 import threading
 import zlib
@@ -27,9 +28,10 @@ import numpy as np
 
 from wsiengine.errors import OutputError, OutputInUse, WsiError
 from wsiengine.geometry import Box
-from wsiengine.heartbeat import Heartbeat
+from wsiengine.heartbeat import Heartbeat, now_s
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_SLEPT_S = 10.0  # between two looks: file servers give a machine's locks away after 30 s and more without a word of it
 _MAGIC = b"WSIJRNL1"
 _HEAD = struct.Struct("<4sIIQ")  # kind, CRC of payload, CRC of kind + length, length
 _TILES = struct.Struct("<5q")  # y0, x0, y1, x1 in tile units, channels
@@ -97,7 +99,7 @@ class Journal:
         Raises:
             OutputError: The file cannot be written.
         """
-        draft = path.with_name(path.name + ".new")
+        draft = _draft_of(path)
         with in_words(path):
             fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             _write_all(fd, _MAGIC)
@@ -109,13 +111,22 @@ class Journal:
         return journal
 
     @classmethod
-    def resume(cls, path: Path) -> tuple["Journal", Recovered]:
+    def resume(cls, path: Path, *, apart: bool = False) -> tuple["Journal", Recovered]:
         """Open an existing journal for appending, cut off a torn tail, and return what it holds.
+
+        ``apart``: in a copy that takes its place, as whoever wrote it may not be dead: what it had begun to write would
+        come to lie over our records.
 
         Raises:
             OutputError: The file is not a journal or cannot be opened.
         """
         with in_words(path):
+            if apart:
+                draft = _draft_of(path)
+                shutil.copyfile(path, draft)
+                sync_tree(draft)
+                draft.replace(path)
+                sync_folder(path.parent)
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             recovered, end = _read(path)
@@ -223,6 +234,10 @@ class Journal:
             self._fd = -1
 
 
+def _draft_of(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
 def _unguarded() -> None:
     """Nobody else can write."""
 
@@ -285,7 +300,8 @@ def _records(path: Path) -> Iterator[tuple[bytes, bytes, int]]:
 class FolderLock:
     """One run at a time per output folder: an advisory lock that dies with its process.
 
-    On a share that cannot lock files, a heartbeat (:mod:`wsiengine.heartbeat`) takes its place.
+    On a share that cannot lock files, a heartbeat (:mod:`wsiengine.heartbeat`) takes its place. On one that can, the
+    server forgets the locks of a machine that slept: the lock is asked for again after any gap.
     """
 
     def __init__(self, path: Path) -> None:
@@ -297,10 +313,11 @@ class FolderLock:
         """
         self._path = path
         self._heartbeat: Heartbeat | None = None
+        self._seen_s = now_s()
         with in_words(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                alone = self._alone(path)
+                alone = self._alone()
             except BaseException:  # whatever it was: the file is closed, the error goes on
                 self.release()
                 raise
@@ -311,33 +328,56 @@ class FolderLock:
                 hint="wait for it to finish, or give another folder with -o.",
             )
 
-    def _alone(self, path: Path) -> bool:
-        """Whether the lock is ours, on the file that still has this name: a run that ends takes its file away."""
+    def _alone(self) -> bool:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return os.path.samestat(os.fstat(self._fd), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            return False
+            return self._locked()
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-        self._heartbeat = Heartbeat(path.with_name("heartbeat"))
+        self._heartbeat = Heartbeat(self._path.with_name("heartbeat"))
         return True
+
+    def _locked(self) -> bool:
+        """Whether the lock is ours, on the file that still has this name: a run that ends takes its file away."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._fd), self._path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+
+    @property
+    def owner(self) -> str:
+        """A word that no other run has, where the lock can be lost; else empty."""
+        return "" if self._heartbeat is None else self._heartbeat.owner
+
+    @property
+    def took_over(self) -> bool:
+        """Whether the run before may still write what it had begun."""
+        return self._heartbeat is not None and self._heartbeat.took_over
 
     def check(self) -> None:
         """To be called before anything is written.
 
         Raises:
-            OutputInUse: Another run took the lock meanwhile; only a heartbeat can be lost.
+            OutputInUse: Another run took the lock meanwhile.
         """
         if self._heartbeat is not None:
             self._heartbeat.check()
+        elif now_s() - self._seen_s > _SLEPT_S:
+            with in_words(self._path):
+                locked = self._locked()
+            if not locked:
+                raise OutputInUse(
+                    f"{self._path.parent.parent} was taken over by another run while this one, or its machine, slept.",
+                    hint="wait for the other to finish; what this one had finished is not lost.",
+                )
+            self._seen_s = now_s()
 
     def release(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.release()
             self._heartbeat = None
-            with contextlib.suppress(OSError):  # a beat may have come in between while the folder was emptied
+            with contextlib.suppress(OSError):  # emptied during a beat: shares keep open files under other names
                 self._path.parent.rmdir()
         if self._fd >= 0:
             os.close(self._fd)

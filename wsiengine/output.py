@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from wsiengine import __version__
-from wsiengine.errors import OutputConflict, OutputError
+from wsiengine.errors import OutputConflict, OutputError, OutputInUse
 from wsiengine.journal import FolderLock, Journal, Recovered, in_words, read_journal, sync_folder, sync_tree
 from wsiengine.scratch import Scratch
 
@@ -28,6 +28,7 @@ OPTIONAL_RESULTS = (
     "annotations.part*.geojson",
     "tiles.part*.geojson",
 )
+_DRAFTS = "results"
 _OVERWRITING = "overwriting"  # holds the version that began to replace another run
 _WORDS = {
     "slide": "the slide",
@@ -92,7 +93,6 @@ class Workspace:
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.folder = folder
         self.work = folder / ".work"
-        self.results = self.work / "results"
         self.finished: dict[str, Any] | None = None
         self._identity = dict(identity)
         self._overwrite = overwrite
@@ -116,14 +116,46 @@ class Workspace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        taken = self._taken() if isinstance(error, OutputError) else None
         self._leave()
+        if taken is not None:  # then that is why something could not be written
+            raise taken from error
+
+    def _check(self) -> None:
+        """To be called before anything is changed.
+
+        Raises:
+            OutputInUse: Another run has taken the folder over.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
     def _leave(self) -> None:
         """Let the lock go, and leave no empty ``.work`` behind."""
-        if self._lock is not None:
-            if not (self.work / "journal").exists():
-                shutil.rmtree(self.work, ignore_errors=True)
-            self._lock.release()
+        if self._lock is None:
+            return
+        if self._taken():  # all is another's, but for drafts in a folder of our own
+            if self._lock.owner:
+                shutil.rmtree(self.results, ignore_errors=True)
+        elif not (self.work / "journal").exists():
+            shutil.rmtree(self.work, ignore_errors=True)
+        self._lock.release()
+
+    def _taken(self) -> OutputInUse | None:
+        """What says that another run has taken the folder over, if so."""
+        try:
+            self._check()
+        except OutputInUse as error:
+            return error
+        except OutputError:  # the share does not answer: nobody can say
+            pass
+        return None
+
+    @property
+    def results(self) -> Path:
+        """Where results are made: of this run alone, where another might take the folder over meanwhile."""
+        owner = "" if self._lock is None else self._lock.owner
+        return self.work / (f"{_DRAFTS}.{owner}" if owner else _DRAFTS)
 
     def journal(self) -> tuple[Journal, Recovered]:
         """The journal of this run, with what an interrupted run left in it.
@@ -132,8 +164,7 @@ class Workspace:
             OutputConflict: The unfinished run is of another slide, model or parameters.
         """
         journal, recovered = self._open_journal()
-        if self._lock is not None:
-            journal.guard = self._lock.check
+        journal.guard = self._check
         return journal, recovered
 
     def _open_journal(self) -> tuple[Journal, Recovered]:
@@ -144,7 +175,7 @@ class Workspace:
         if not there.begun and _flat(there.header) != _flat(self._identity):
             return self._new_journal()  # it ended before its first block: there is nothing to lose
         refuse_other(self.folder, there.header, self._identity, "an unfinished run")
-        return Journal.resume(path)
+        return Journal.resume(path, apart=self._lock is not None and self._lock.took_over)
 
     def _new_journal(self) -> tuple[Journal, Recovered]:
         return Journal.create(self.work / "journal", self._identity), Recovered(self._identity, {}, ())
@@ -155,21 +186,24 @@ class Workspace:
 
     def draft(self) -> Path:
         """An empty folder for the results to be made in."""
-        shutil.rmtree(self.results, ignore_errors=True)
+        self._check()
+        for path in self.work.glob(f"{_DRAFTS}*"):
+            shutil.rmtree(path, ignore_errors=True)
         make_folder(self.results)
         return self.results
 
     def publish(self) -> None:
         """Sync the drafted results, move them into place by rename, ``run.json`` last, and drop ``.work``."""
-        if self._lock is not None:
-            self._lock.check()
         sync_tree(self.results)
+        self._check()  # syncs take as long as a share hangs
         self._drop_old_extras()
         for path in sorted(self.results.iterdir()):
             if path.name != "run.json":
+                self._check()
                 _remove(self.folder / path.name)
                 path.rename(self.folder / path.name)
         sync_folder(self.folder)
+        self._check()
         (self.results / "run.json").rename(self.folder / "run.json")
         sync_folder(self.folder)
         self.forget()
@@ -183,6 +217,7 @@ class Workspace:
 
     def forget(self) -> None:
         """Drop the journal and all unfinished work."""
+        self._check()
         (self.work / "journal").unlink()
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -230,8 +265,9 @@ class Workspace:
 
     def _clear(self) -> None:
         """Forget what is there, the marker of completion first."""
-        for name in (_OVERWRITING, "journal", "journal.new", "results"):
-            _remove(self.work / name)
+        for name in (_OVERWRITING, "journal", "journal.new", f"{_DRAFTS}*"):
+            for path in self.work.glob(name):
+                _remove(path)
         for name in ("run.json", *RESULTS, *OPTIONAL_RESULTS):
             for path in self.folder.glob(name):
                 _remove(path)

@@ -79,10 +79,11 @@ class Place:
 
 
 def _beside(subject: Subject, neighbour: Plan | None) -> Subject:
-    """The subject, whose plan will count what the neighbour holds."""
+    """The subject, whose plan will count what the neighbour holds, and have the same processes that read."""
     if neighbour is None:
         return subject
-    return replace(subject, request=replace(subject.request, beside_bytes=held_bytes(neighbour)))
+    held, readers = held_bytes(neighbour), neighbour.options.readers
+    return replace(subject, request=replace(subject.request, beside_bytes=held, readers=readers))
 
 
 def _fits_beside(subject: Subject, neighbour: Plan) -> bool:

@@ -225,13 +225,8 @@ def make_plan(plan: Plan) -> Plan:
     planned = replace(plan, block_tiles=side)
     limit = plan.options.memory_limit_bytes
     if limit is not None and planned.peak_bytes > limit:
-        raise MemoryLimitError(_memory_words(planned, limit), hint=_less(planned))
+        raise MemoryLimitError(_memory_words(planned, limit), hint="lower --threads, or raise --memory-limit.")
     return planned
-
-
-def _less(plan: Plan) -> str:
-    """What to try where memory is short."""
-    return f"lower --threads{' or --readers' if plan.options.readers else ''}, or raise --memory-limit."
 
 
 def _block_side(plan: Plan) -> int:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from wsiengine.areas import cells_inside
 from wsiengine.attribution import channels_of
 from wsiengine.breast import breast_mask
 from wsiengine.dense import work as dense_work
-from wsiengine.errors import NothingToAnalyse, RegionError
+from wsiengine.errors import MemoryLimitError, NothingToAnalyse, RegionError
 from wsiengine.identifying import Subject, finder_of
 from wsiengine.job import Job
 from wsiengine.normalise import Normaliser, fit_normaliser
@@ -87,16 +88,30 @@ def prepare(subject: Subject, stored: Mapping[str, bytes] | None = None, scratch
     )
     pieces = {"tissue": tissue.to_bytes(), "normaliser": normaliser.to_json().encode()}
     new = {name: piece for name, piece in pieces.items() if name not in stored}
-    planned = make_plan(plan)
+    planned = _fitted(plan, subject)
     scratch.require(planned.scratch_bytes)
     return Prepared(planned, normaliser, new, {"tissue": found - started, "stain fit": fitted - found})
 
 
+def _fitted(plan: Plan, subject: Subject) -> Plan:
+    """The plan, with as many of the processes that read as fit into memory: they change pace alone.
+
+    Beside another slide of the same call it is all of them: this slide can wait until that one has ended.
+    """
+    least = subject.readers if subject.request.beside_bytes else 0
+    for readers in range(subject.readers, least, -1):
+        with suppress(MemoryLimitError):
+            return make_plan(_with_readers(plan, subject, readers))
+    return make_plan(_with_readers(plan, subject, least))
+
+
+def _with_readers(plan: Plan, subject: Subject, readers: int) -> Plan:
+    return replace(plan, options=replace(plan.options, readers=readers, threads=subject.threads_beside(readers)))
+
+
 def _known(subject: Subject) -> dict[str, Any]:
     """Options that the identified run decides."""
-    request = subject.request
-    how = {"threads": subject.threads, "readers": subject.readers, "cluster": request.cluster}
-    return how | {"calibrated": subject.calibrated}
+    return {"cluster": subject.request.cluster, "calibrated": subject.calibrated}
 
 
 def _tissue(subject: Subject, scratch: Scratch) -> TissueMask:

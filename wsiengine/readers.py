@@ -54,9 +54,9 @@ class Readers:
         for _, their in pairs:
             their.close()
         self._free: queue.LifoQueue[_Reader] = queue.LifoQueue()
-        for own, _ in pairs:
-            self._free.put(_Reader(own))
-        self._all = [own for own, _ in pairs]
+        self._all = [_Reader(own) for own, _ in pairs]
+        for reader in self._all:
+            self._free.put(reader)
         self._memory = threading.local()
 
     def view(self, viewer: Viewer, block: Block) -> tuple[View, dict[str, float]]:
@@ -69,6 +69,17 @@ class Readers:
         finally:
             self._free.put(reader)
 
+    def keep(self, count: int) -> "Readers | None":
+        """With ``count`` processes at most, where memory has no room for more; None where none is left.
+
+        For all that share them: to be called while no other slide's blocks are read.
+        """
+        while len(self._all) > count:
+            surplus = self._free.get()
+            self._all.remove(surplus)
+            surplus.end()
+        return self if self._all else None
+
     def _shared(self) -> "_Shared":
         """This thread's memory."""
         if not hasattr(self._memory, "shared"):
@@ -78,10 +89,8 @@ class Readers:
 
     def close(self) -> None:
         """End the processes, also where a fork of this process, which is not ours, holds copies of the channels."""
-        for own in self._all:
-            with contextlib.suppress(OSError):  # it has ended
-                own.shutdown(socket.SHUT_RDWR)
-            own.close()
+        for reader in self._all:
+            reader.end()
         with contextlib.suppress(OSError):
             self._first.communicate(_OVER)
         self._first.wait()
@@ -179,6 +188,12 @@ class _Reader:
         self.alive = True
         self._channel = channel
         self._mapped: dict[int, int] = {}  # sizes of the threads' memory, as the reader knows it
+
+    def end(self) -> None:
+        """Where it reads, it ends after that."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._channel.shutdown(socket.SHUT_RDWR)
+        self._channel.close()
 
     def ask(self, viewer: Viewer, block: Block, shared: _Shared) -> tuple[View, dict[str, float]] | None:
         """The view of a block; None where the process could not read it, cannot share memory, or has ended."""

@@ -9,11 +9,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wsiengine.events import Event
-from wsiengine.inference import infer
+from wsiengine.identifying import Request
+from wsiengine.inference import Manner, Outputs, run
 from wsiengine.machine import usable_cores
 from wsiengine.naming import default_folder
 from wsiengine.place import Place
@@ -33,7 +36,9 @@ def infer_many(
     folders: Sequence[str | os.PathLike[str]] | None = None,
     *,
     listener: SlideListener = _unheard,
-    threads: int = 0,
+    overwrite: bool = False,
+    outputs: Outputs | None = None,
+    profile: bool = False,
     **options: Any,
 ) -> Generator[Result | Exception, None, None]:
     """Run a model over slides, as :func:`wsiengine.infer` does over each, without a gap between two.
@@ -45,8 +50,7 @@ def infer_many(
         listener: Called with a slide's number, from 0, and an :class:`~wsiengine.events.Event` at every step, from
             several threads: events of two slides come in between each other (:class:`wsiengine.events.InTurn`
             puts them in order).
-        threads: Worker threads; 0 = all cores.
-        **options: As for :func:`wsiengine.infer`, but for ``client``; the same for all slides.
+        overwrite, outputs, profile, **options: As for :func:`wsiengine.infer`; the same for all slides.
 
     Yields:
         For each slide, in order, its result, or the error that ended it: the others go on.
@@ -57,9 +61,11 @@ def infer_many(
     wanted = [default_folder(os.fspath(slide)) for slide in slides] if folders is None else folders
     if len(wanted) != len(slides):
         raise ValueError(f"{len(slides)} slides need as many folders, not {len(wanted)}")
-    how = {**options, "model": model, "threads": threads}
+    how = {**options, "model": model}
+    manner = Manner(overwrite, outputs=outputs or Outputs(), profile=profile)
+    threads = options.get("threads") or usable_cores()
     # The workers end first: slides that wait for their blocks then end, too.
-    with ThreadPoolExecutor(2, "wsiengine-slide") as pool, Workers(threads or usable_cores()) as workers:
+    with ThreadPoolExecutor(2, "wsiengine-slide") as pool, Workers(threads) as workers:
         running: deque[tuple[Place, Future[Result]]] = deque()
         for number, (slide, folder) in enumerate(zip(slides, map(Path, wanted), strict=True)):
             before = running[-1][0] if running else None
@@ -67,28 +73,20 @@ def infer_many(
                 before.begun.wait()
             place = Place(workers, before)
             listener(number, Event("start", {"slide": os.fspath(slide), "output": str(folder)}))
-            running.append((place, pool.submit(_one, number, (slide, folder), place, listener, how)))
+            own = replace(manner, place=place, listener=partial(listener, number))
+            running.append((place, pool.submit(_one, (slide, folder), own, how)))
             if before is not None:
                 yield _outcome(running.popleft()[1])
         for _, future in running:
             yield _outcome(future)
 
 
-def _one(
-    number: int,
-    paths: tuple[str | os.PathLike[str], Path],
-    place: Place,
-    listener: SlideListener,
-    how: dict[str, Any],
-) -> Result:
-    def heard(event: Event) -> None:
-        listener(number, event)
-
+def _one(paths: tuple[str | os.PathLike[str], Path], manner: Manner, how: dict[str, Any]) -> Result:
+    slide, folder = paths
     try:
-        slide, folder = paths
-        return infer(slide, output=folder, listener=heard, place=place, **how)
+        return run(Request(slide=slide, **how), folder, manner)
     finally:
-        place.end()
+        manner.place.end()
 
 
 def _outcome(future: "Future[Result]") -> Result | Exception:

@@ -154,6 +154,13 @@ def area_lines(summary: Mapping[str, Any]) -> list[str]:
     return [f"{area['name']}: {_objects_words(area)}" for area in summary.get("areas", [])]
 
 
+def fewer_readers_words(plan: "Plan", asked: int) -> str:
+    """That memory has no room for all processes that were to read."""
+    left, limit = plan.options.readers, plan.options.memory_limit_bytes or 0
+    who = f"{left} of {asked} processes read" if left else f"None of {asked} processes reads"
+    return f"{who}: the others do not fit into {bytes_words(limit)} of memory. It costs pace only."
+
+
 def left_out_words(summary: Mapping[str, Any]) -> str:
     """How many candidates the card's limit per tile left out."""
     return (

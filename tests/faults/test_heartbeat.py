@@ -2,21 +2,26 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.faults.runs import contents, fork, kill, run, wait
-from wsiengine import heartbeat
+from wsiengine import heartbeat, output
 from wsiengine.errors import OutputError, OutputInUse
 from wsiengine.events import Event
+from wsiengine.geometry import Box
 from wsiengine.heartbeat import Heartbeat
-from wsiengine.journal import FolderLock
+from wsiengine.journal import FolderLock, in_words, read_journal
+from wsiengine.output import Workspace
 
 BEAT_S = 0.25  # four of them are more than a loaded machine keeps a thread waiting
 
@@ -188,18 +193,197 @@ def test_no_clock_is_asked_for_the_time_of_day(path: Path, monkeypatch: pytest.M
 
 def test_a_share_that_is_gone_for_a_while(held: Heartbeat, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held.check()
-    original, gone = Path.read_text, threading.Event()
+    original, opening = Path.read_text, os.open
+    gone = threading.Event()
 
     def read_text(self: Path) -> str:
         if gone.is_set():
             raise OSError(errno.EIO, "gone")
         return original(self)
 
+    def opened(name: object, *how: object) -> int:
+        if gone.is_set() and name == path:
+            raise OSError(errno.EIO, "gone")
+        return opening(name, *how)  # type: ignore[arg-type]
+
     monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "open", opened)
+    gone.set()
+    time.sleep(6 * BEAT_S)
+    gone.clear()
+    held.check()  # back before anything was to be written, and still ours
     gone.set()
     time.sleep(6 * BEAT_S)
     with pytest.raises(OutputInUse, match="was taken over by another run"):
         held.check()  # nobody can say whether it was: it must not write
+
+
+def test_a_beat_that_hung_takes_nothing_back(held: Heartbeat, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share that hangs does so in a beat: it is carried out when the share is back, and another has the lock."""
+    hung, back, writing = threading.Event(), threading.Event(), os.pwrite
+
+    def pwrite(*arguments: object) -> int:
+        if threading.current_thread() is held._thread:
+            hung.set()
+            assert back.wait(30)
+        return writing(*arguments)  # type: ignore[arg-type]
+
+    replacing = Heartbeat._replace
+
+    def replace(self: Heartbeat) -> None:
+        if threading.current_thread() is held._thread:
+            hung.set()
+            assert back.wait(30)
+        replacing(self)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(Heartbeat, "_replace", replace)
+    assert hung.wait(30)
+    other = Heartbeat(path)
+    assert other.took_over
+    back.set()
+    for _ in range(8):
+        time.sleep(BEAT_S / 2)
+        other.check()
+        with pytest.raises(OutputInUse):
+            held.check()
+    assert path.read_text().startswith(other.owner)
+    other.release()
+    assert not path.exists()
+
+
+# --- the folder of a run that slept --------------------------------------------------------------
+
+IDENTITY = {"slide": "abc", "parameters": {"overlap": 0.3}}
+NAMES = ("annotations.geojson", "tiles.geojson", "run.json")
+FOUND = np.ones((1, 2, 1), np.float32)
+
+
+def _asleep(out: Path) -> Workspace:
+    """A run that has the folder, and stops giving signs of life."""
+    space = Workspace(out, IDENTITY)
+    space.__enter__()
+    assert space._lock
+    assert space._lock._heartbeat
+    space._lock._heartbeat._over.set()
+    return space
+
+
+def _drafted(space: Workspace, text: str) -> None:
+    folder = space.draft()
+    for name in NAMES:
+        (folder / name).write_text(json.dumps({"identity": IDENTITY, "of": text}))
+
+
+def _texts(out: Path) -> dict[str, str]:
+    return {path.name: json.loads(path.read_text())["of"] for path in out.glob("*.*json")}
+
+
+def test_what_a_sleeping_run_had_begun_to_record_does_no_harm(tmp_path: Path) -> None:
+    """Its write was past every check: it must not come to lie over what the other has recorded since."""
+    slept = _asleep(tmp_path)
+    journal, _ = slept.journal()
+    journal.add_tiles(Box(0, 0, 1, 2), FOUND)
+    with Workspace(tmp_path, IDENTITY) as woke, (after := woke.journal())[0] as other:
+        assert len(after[1].tiles) == 1
+        other.add_tiles(Box(1, 0, 2, 2), 2 * FOUND)
+        journal.guard = lambda: None
+        journal.add_tiles(Box(2, 0, 3, 2), 3 * FOUND)
+        other.add_tiles(Box(3, 0, 4, 2), 4 * FOUND)
+        assert [values[0, 0, 0] for _, values in read_journal(woke.work / "journal").tiles] == [1, 2, 4]
+    journal.close()
+    slept.__exit__(None, None, None)
+
+
+def test_who_let_go_leaves_its_journal_in_place(tmp_path: Path) -> None:
+    """A copy is made only where somebody may still write."""
+    inodes = set()
+    for k in range(2):
+        with Workspace(tmp_path, IDENTITY) as space, space.journal()[0] as journal:
+            inodes.add((space.work / "journal").stat().st_ino)
+            journal.add_tiles(Box(k, 0, k + 1, 2), FOUND)
+    assert len(inodes) == 1
+
+
+@pytest.mark.parametrize("what", ["draft", "publish", "forget", "leave"])
+def test_a_run_that_slept_changes_nothing_of_the_others(tmp_path: Path, what: str) -> None:
+    slept = _asleep(tmp_path)
+    slept.journal()[0].close()
+    _drafted(slept, "slept")
+    with Workspace(tmp_path, IDENTITY) as woke:
+        journal = woke.journal()[0]
+        _drafted(woke, "woke")
+        if what != "leave":
+            with pytest.raises(OutputInUse):
+                getattr(slept, what)()
+        else:
+            (woke.work / "journal").unlink()  # as while it publishes
+        slept.__exit__(None, None, None)
+        assert _texts(woke.results) == dict.fromkeys(NAMES, "woke")
+        assert _texts(tmp_path) == {}
+        journal.close()
+        if what != "leave":
+            woke.publish()
+            assert set(_texts(tmp_path).values()) == {"woke"}
+            assert not woke.work.exists()
+
+
+@pytest.mark.parametrize(
+    ("hanging", "moved"),
+    [
+        ("sync_tree", []),
+        ("_remove", ["annotations.geojson"]),
+        ("sync_folder", ["annotations.geojson", "tiles.geojson"]),
+    ],
+)
+def test_a_run_that_slept_while_it_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str, moved: list[str]
+) -> None:
+    """In a call of the system, which is where a share hangs: what comes after it is not done."""
+    slept = _asleep(tmp_path)
+    slept.journal()[0].close()
+    _drafted(slept, "slept")
+    woke = Workspace(tmp_path, IDENTITY)
+    original = getattr(output, hanging)
+
+    def hang(path: Path) -> None:
+        monkeypatch.setattr(output, hanging, original)
+        original(path)
+        woke.__enter__()
+        woke.journal()[0].close()
+        (tmp_path / "profile.png").touch()
+
+    monkeypatch.setattr(output, hanging, hang)
+    with pytest.raises(OutputInUse):
+        slept.publish()
+    assert sorted(_texts(tmp_path)) == moved
+    assert (tmp_path / "profile.png").exists()
+    slept.__exit__(None, None, None)
+    _drafted(woke, "woke")
+    woke.publish()
+    woke.__exit__(None, None, None)
+    assert _texts(tmp_path) == dict.fromkeys(NAMES, "woke")
+
+
+def test_what_fails_as_another_has_the_folder_says_so(tmp_path: Path) -> None:
+    slept = _asleep(tmp_path)
+    slept.journal()[0].close()
+    folder = slept.draft()
+    with Workspace(tmp_path, IDENTITY) as woke:
+        woke.journal()[0].close()
+        woke.draft()
+        with pytest.raises(OutputInUse, match="was taken over"), slept_again(slept), in_words(tmp_path):
+            (folder / "run.json").write_text("{}")
+
+
+@contextmanager
+def slept_again(space: Workspace) -> Iterator[None]:
+    """The rest of a run that has entered its workspace already."""
+    try:
+        yield
+    except BaseException as error:
+        space.__exit__(type(error), error, None)
+        raise
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])

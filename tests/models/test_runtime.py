@@ -309,6 +309,39 @@ def test_asked_for_cuda_and_got_the_cpu(tmp_path: Path, monkeypatch: pytest.Monk
     assert "the session got" in Runtime(card).chosen
 
 
+def test_a_hosts_own_sessions_still_log_beside_ours_on_the_cpu(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    card = tiny(tmp_path)
+    onnxruntime.set_default_logger_severity(0)
+    try:
+        Runtime(card, device="cpu")
+        capfd.readouterr()
+        onnxruntime.InferenceSession(str(card.model_path), providers=[CPU])
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # ONNX Runtime's own
+    assert "onnxruntime:Default" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", []), ("auto", [4, "session"]), ("cuda", [4, "session"])])
+def test_the_logger_of_the_process_is_silent_before_a_gpu_has_a_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, told: list[object]
+) -> None:
+    made = faked(monkeypatch, [CUDA, CPU])
+    said: list[object] = []
+    opening = onnxruntime.InferenceSession
+
+    def session(*arguments: Any, **how: Any) -> Any:
+        opened = opening(*arguments, **how)
+        said.extend(["session"] * len(made))
+        return opened
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", said.append)
+    Runtime(tiny(tmp_path), device=device)
+    assert said == told
+
+
 def test_a_driver_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faked(monkeypatch, None)
     card = tiny(tmp_path)

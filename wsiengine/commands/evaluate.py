@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,12 +229,10 @@ def _tell(args: argparse.Namespace, card: "Card", found: dict[str, Any], about: 
     from wsiengine.evaluation_picture import draw
     from wsiengine.evaluation_report import Account
     from wsiengine.evaluation_tables import table_lines
-    from wsiengine.output import make_folder
 
     found = {"model": card.name, "version": card.version, "precision": args.precision} | found
+    write_report(args.output, found)
     if args.output:
-        make_folder(args.output)
-        (args.output / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         draw(found, args.output / "report.png")
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
@@ -247,6 +245,15 @@ def _tell(args: argparse.Namespace, card: "Card", found: dict[str, Any], about: 
     if args.output:
         print(f"\nfiles     {args.output / 'report.json'} · {args.output / 'report.png'}")
     return 0
+
+
+def write_report(folder: Path | None, report: Mapping[str, Any]) -> None:
+    """``report.json`` in the folder that was asked for, if any."""
+    from wsiengine.output import make_folder
+
+    if folder is not None:
+        make_folder(folder)
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def counter(unit: str) -> Callable[[int, int], None]:

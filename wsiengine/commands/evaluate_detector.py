@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsiengine.evaluation_tables import words
 from wsiengine.models.card import Card
 
 if TYPE_CHECKING:
@@ -15,10 +16,9 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace, data: Path, card: Card, merge: dict[str, str], folds: Sequence[int] | None) -> int:
     """Score the model on the annotated images of ``data``; print a table, or JSON."""
-    from wsiengine.commands.evaluate import counter
+    from wsiengine.commands.evaluate import counter, write_report
     from wsiengine.datasets.reading import read_detections
     from wsiengine.evaluating_detection import score_detector
-    from wsiengine.output import make_folder
 
     found = renamed(read_detections(data), merge).chosen(folds)
     if args.source_mpp:
@@ -27,9 +27,7 @@ def run(args: argparse.Namespace, data: Path, card: Card, merge: dict[str, str],
         found, card, args.model, progress=counter("images"), device=args.device, threads=args.threads
     )
     report["left_out"] = left_out = unknown_classes(found, [c.asserted_as or c.name for c in card.classes])
-    if args.output:
-        make_folder(args.output)
-        (args.output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(args.output, report)
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
         return 0
@@ -73,11 +71,11 @@ def table_lines(report: Mapping[str, Any]) -> list[str]:
     """The report as lines of text."""
     lines = []
     for name, of in report["classes"].items():
-        shown = {key: _word(value) for key, value in of["at_shown_score"].items()}
+        shown = {key: words(value) for key, value in of["at_shown_score"].items()}
         lines += [
             f"{name}: {of['annotated']:,} annotated",
-            f"  AP at IoU 0.5 {_span(of['ap50'])} (VOC {_word(of['ap50_voc'])})"
-            f" · mean AP at 0.5–0.95 {_word(of['ap'])}",
+            f"  AP at IoU 0.5 {_span(of['ap50'])} (VOC {words(of['ap50_voc'])})"
+            f" · mean AP at 0.5–0.95 {words(of['ap'])}",
             "  sensitivity at false positives per image: "
             + " · ".join(f"{fppi}: {_span(value)}" for fppi, value in of["sensitivity_at_fppi"].items()),
             f"  shown from score {report['shown_from']:g}: {of['found']:,} found · precision {shown['precision']} · "
@@ -88,25 +86,21 @@ def table_lines(report: Mapping[str, Any]) -> list[str]:
     if "types" in report:
         lines.append(f"types of {report['matched']:,} matched objects: how many have it, AUC (95 % by images)")
         for name, of in report["types"].items():
-            span = f"{_word(of['auc'])} ({_word(of['low'])}–{_word(of['high'])})"
+            span = f"{words(of['auc'])} ({words(of['low'])}–{words(of['high'])})"
             lines.append(f"  {name:<20}{of['patches']:>7,}   {span}")
         exact = report["exact_match"]
         lines.append(
-            f"exactly the right types: {_word(exact['value'])} of {exact['patches']:,} wholly annotated objects"
+            f"exactly the right types: {words(exact['value'])} of {exact['patches']:,} wholly annotated objects"
         )
     if "abnormal" in report:
         of = report["abnormal"]
         lines.append(
-            f"abnormal or normal: accuracy {_span(of['accuracy'])} · AUC {_word(of['auc'])} · sensitivity "
-            f"{_word(of['sensitivity'])} · specificity {_word(of['specificity'])} · {of['abnormal']:,} of "
+            f"abnormal or normal: accuracy {_span(of['accuracy'])} · AUC {words(of['auc'])} · sensitivity "
+            f"{words(of['sensitivity'])} · specificity {words(of['specificity'])} · {of['abnormal']:,} of "
             f"{of['patches']:,} abnormal"
         )
     return lines
 
 
-def _word(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def _span(figure: Mapping[str, float | None]) -> str:
-    return f"{_word(figure['value'])} ({_word(figure['low'])}–{_word(figure['high'])})"
+    return f"{words(figure['value'])} ({words(figure['low'])}–{words(figure['high'])})"

@@ -11,16 +11,13 @@ from wsiengine.models.card import Card
 
 def run(args: argparse.Namespace, data: Path, card: Card) -> int:
     """Score the model on the images of ``data``; print a table, or JSON."""
-    from wsiengine.commands.evaluate import counter, pairs
+    from wsiengine.commands.evaluate import counter, pairs, write_report
     from wsiengine.evaluating_objects import read_drawn, score_segmenter
-    from wsiengine.output import make_folder
 
     images, unmasked = read_drawn(data, where=pairs(args.where, "--where"), mpp_yx=args.source_mpp)
     options = {"device": args.device, "threads": args.threads, "precision": args.precision}
     found = score_segmenter(images, args.model, progress=counter("images"), **options) | {"without_mask": unmasked}
-    if args.output:
-        make_folder(args.output)
-        (args.output / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_report(args.output, found)
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
         return 0

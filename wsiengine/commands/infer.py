@@ -87,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--readers",
         type=whole,
         metavar="N",
-        help="processes that read for the threads (default: one per core where a GPU runs the model, else none)",
+        help="processes that read for the threads, as far as memory allows (default: one per core where a GPU runs the "
+        "model, else none)",
     )
     run.add_argument("--memory-limit", type=memory, metavar="SIZE", help="refuse or shrink a run that needs more: 4GB")
     run.add_argument(

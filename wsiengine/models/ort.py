@@ -54,7 +54,6 @@ def import_onnxruntime() -> Any:
             f"ONNX Runtime, which runs the models, cannot be imported: {error}",
             hint='pip install "wsiengine[cpu]", or "wsiengine[gpu]" on a machine with an NVIDIA GPU',
         ) from error
-    onnxruntime.set_default_logger_severity(_SILENT)  # cuDNN's trials of plans that it has not are told as errors
     return onnxruntime
 
 
@@ -100,6 +99,9 @@ def _gpu_session(ort: Any, card: Card, kind: str, index: int) -> Any:
     provider, name = _KINDS[kind], "CUDA" if kind == "cuda" else "TensorRT"
     if provider not in ort.get_available_providers():
         raise _no_gpu(kind, f"the installed ONNX Runtime build has no {name}")
+    # cuDNN's trials of plans that it has not are told as errors, to the logger of the process: no session's level keeps
+    # them out. A host's own sessions are silenced with it, but only here: the CPU has nothing to tell.
+    ort.set_default_logger_severity(_SILENT)
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries that pip installed
     # Exhaustive search picks algorithms by stopwatch, and TF32 drops 13 bits: neither gives the same scores twice.

@@ -96,6 +96,13 @@ class Packed:
     payload: bytes
     seconds: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, block: Block, bad: np.ndarray, payload: bytes) -> "Packed":
+        """What a block yielded; ``bad``: (wanted tiles) bool, those that could not be read or scored."""
+        ran = block.wanted.copy()
+        ran[block.wanted] = ~bad
+        return cls(block.tiles, ran, payload)
+
 
 class Gathered(Protocol):
     """Results on their way to the truth, in the process of the run. Its methods are called by one thread at a time."""

@@ -135,9 +135,7 @@ class Detection:
                 bad[k] = True
                 continue
             left_out += beyond
-        ran = block.wanted.copy()
-        ran[block.wanted] = ~bad
-        return Packed(block.tiles, ran, pack(left_out, joined(parts, columns(job.runtime.card.second))))
+        return Packed.of(block, bad, pack(left_out, joined(parts, columns(job.runtime.card.second))))
 
     def record(self, journal: Journal, result: Packed) -> None:
         journal.add_block(result.tiles, result.ran, result.payload)

@@ -102,9 +102,7 @@ class Segmentation:
         cells = _under(block.tiles, grid)
         bad = view.bad_tiles()
         sums = add_tiles(_maps(job, block, view, bad), window, grid, cells, len(layout.channels))
-        ran = block.wanted.copy()
-        ran[block.wanted] = ~bad
-        return Packed(block.tiles, ran, pack(sums))
+        return Packed.of(block, bad, pack(sums))
 
     def record(self, journal: Journal, result: Packed) -> None:
         journal.add_block(result.tiles, result.ran, result.payload)

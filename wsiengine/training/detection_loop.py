@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiengine.errors import OutputConflict
+from wsiengine.training import checkpoint
 from wsiengine.training.loop import Progress
 
 CHECKPOINT_EVERY = 100
@@ -169,22 +170,13 @@ class _Trainer:
             log.write(json.dumps(row) + "\n")
         return row
 
+    @property
+    def _kept(self) -> checkpoint.Parts:
+        return {"network": self.network, "average": self.average, "optimiser": self._optimiser}
+
     def _save(self) -> None:
-        state = {
-            "iteration": self.iteration,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-        }
-        torch.save(state, self.out / "checkpoint.new")
-        (self.out / "checkpoint.new").replace(self.out / "checkpoint.pt")
+        checkpoint.write(self.out, self._kept, iteration=self.iteration)
 
     def resume(self) -> None:
-        file = self.out / "checkpoint.pt"
-        if not file.exists():
-            return
-        state = torch.load(file, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self.iteration = state["iteration"]
+        """Go on from the checkpoint, if there is one."""
+        self.iteration = checkpoint.read(self.out, self._kept).get("iteration", self.iteration)

@@ -23,6 +23,7 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 
 from wsiengine.errors import OutputConflict
 from wsiengine.models.integrity import file_sha256
+from wsiengine.training import checkpoint
 from wsiengine.training.augment import Stain, View, degrade, measure_stain, random_view, restain, stain_change
 from wsiengine.training.backbone import halved
 from wsiengine.training.backbones import load_weights
@@ -198,25 +199,16 @@ class Trainer:
             print(json.dumps({"iteration": self.iteration, "loss": round(float(np.mean(self._losses)), 4)}), flush=True)
             self._losses.clear()
 
+    @property
+    def _kept(self) -> checkpoint.Parts:
+        return {"network": self.network, "average": self.average, "optimiser": self.optimiser}
+
     def save(self) -> None:
-        state = {
-            "iteration": self.iteration,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        torch.save(state, self.out / "checkpoint.new")
-        (self.out / "checkpoint.new").replace(self.out / "checkpoint.pt")
+        checkpoint.write(self.out, self._kept, iteration=self.iteration)
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
-        file = self.out / "checkpoint.pt"
-        if file.exists():
-            state = torch.load(file, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.iteration = state["iteration"]
+        self.iteration = checkpoint.read(self.out, self._kept).get("iteration", self.iteration)
 
 
 def train(

@@ -1,7 +1,6 @@
 """Training of a cell network: batches in, running average out, resumable, the same every time on one machine type."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from wsiengine.errors import OutputConflict
+from wsiengine.training import checkpoint
 from wsiengine.training.backbones import load_weights
 from wsiengine.training.cells import STRIDE_PX, CellNet
 from wsiengine.training.data import Field, load
@@ -251,32 +251,18 @@ class Trainer:
         if self.recipe.patience and self._best["state"] is not None:
             self.average.load_state_dict(self._best["state"])
 
+    @property
+    def _kept(self) -> checkpoint.Parts:
+        return {"network": self.network, "average": self.average, "optimiser": self._optimiser}
+
     def _save(self) -> None:
-        state = {
-            "iteration": self.iteration,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "best": self._best,
-        }
-        new = self.out / "checkpoint.new"
-        with new.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.out / "checkpoint.pt")
+        checkpoint.write(self.out, self._kept, iteration=self.iteration, best=self._best)
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one; what was logged after it will be logged again."""
-        file = self.out / "checkpoint.pt"
         log = self.out / "log.jsonl"
-        if file.exists():
-            state = torch.load(file, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self._optimiser.load_state_dict(state["optimiser"])
-            self.iteration = state["iteration"]
-            self._best = state.get("best", self._best)
+        state = checkpoint.read(self.out, self._kept)
+        self.iteration, self._best = state.get("iteration", self.iteration), state.get("best", self._best)
         if log.exists():
             lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]

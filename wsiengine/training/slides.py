@@ -28,7 +28,7 @@ from wsiengine.slides import open_slide
 from wsiengine.slides.reading import require_mpp
 from wsiengine.tissue import find_tissue
 from wsiengine.training.data import Field
-from wsiengine.training.tables import FOLDS, NO_FOLD, Labels, check_folds, read_table, split_by_case
+from wsiengine.training.tables import NO_FOLD, Labels, check_folds, fold_and_mpp, read_table, split_by_case
 
 TABLE = "slides.csv"
 CELL_PX = 32
@@ -102,13 +102,7 @@ def _rows_of_table(table: Path) -> list[SlideLabels]:
         for column in ("slide", "annotations"):
             if not (table.parent / row[column]).is_file():
                 raise WsiError(f"{table} names {row[column]}, which is not there", hint="correct the row")
-        try:
-            fold = int(row["fold"]) if row.get("fold") else NO_FOLD
-            mpp = float(row["mpp"]) if row.get("mpp") else None
-        except ValueError as error:
-            raise WsiError(f"{table}: {row['slide']}: {error}", hint="mpp and fold are numbers") from error
-        if fold not in range(NO_FOLD, FOLDS):
-            raise WsiError(f"{table}: {row['slide']} is in fold {fold}", hint="folds are 0 to 4")
+        fold, mpp = fold_and_mpp(row, f"{table}: {row['slide']}")
         case = row.get("case") or Path(row["slide"]).stem
         found.append(SlideLabels(table.parent / row["slide"], table.parent / row["annotations"], case, fold, mpp))
     return found

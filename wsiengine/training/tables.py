@@ -192,6 +192,22 @@ def _rows_of_folders(data: Path) -> list[dict[str, str]]:
     return rows
 
 
+def fold_and_mpp(row: Mapping[str, str], name: str) -> tuple[int, float | None]:
+    """Fold and µm/px of a row, where it has any; ``name`` is what it is called in an error.
+
+    Raises:
+        WsiError: They are no numbers, or there is no such fold.
+    """
+    try:
+        fold = int(row["fold"]) if row.get("fold") else NO_FOLD
+        mpp = float(row["mpp"]) if row.get("mpp") else None
+    except ValueError as error:
+        raise WsiError(f"{name}: {error}", hint="mpp and fold are numbers") from error
+    if fold not in range(NO_FOLD, FOLDS):
+        raise WsiError(f"{name} is in fold {fold}", hint="folds are 0 to 4")
+    return fold, mpp
+
+
 def _field(data: Path, row: dict[str, str], merge: Mapping[str, str], mpp: float | None) -> Field:
     image = data / row["file"]
     if not image.is_file():
@@ -199,13 +215,8 @@ def _field(data: Path, row: dict[str, str], merge: Mapping[str, str], mpp: float
     label = row["class"].strip()
     if not label:
         raise WsiError(f"{data / 'labels.csv'}: {row['file']} has no class", hint="give it one, or remove the row")
-    try:
-        said = float(row["mpp"]) if row.get("mpp") else mpp
-        fold = int(row["fold"]) if row.get("fold") else NO_FOLD
-    except ValueError as error:
-        raise WsiError(f"{data / 'labels.csv'}: {row['file']}: {error}", hint="mpp and fold are numbers") from error
-    if fold not in range(NO_FOLD, FOLDS):
-        raise WsiError(f"{data / 'labels.csv'}: {row['file']} is in fold {fold}", hint="folds are 0 to 4")
+    fold, stated = fold_and_mpp(row, f"{data / 'labels.csv'}: {row['file']}")
+    said = mpp if stated is None else stated
     if said is None or not 0.05 <= said <= 20:
         raise WsiError(
             f"µm/px of {row['file']} is {'missing' if said is None else said}: needed 0.05 to 20",
