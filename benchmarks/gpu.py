@@ -7,9 +7,9 @@
 
 Networks have known shapes and random weights (benchmarks/networks.py). Each line: tiles/s of the whole run, of its
 blocks alone, of the bare loop; blocks / bare; how much of the blocks' time the device was at work; rows of batches that
-tiles filled; the driver's own figure of use, read every 0.2 s where ``nvidia-smi`` is there. CPU time a tile and stage
-times, in seconds of all threads, follow. ``--copies 12`` shows a tiled JPEG slide 12 × 12 times: a fast device needs many tiles. Without
-``--slide`` a slide is made of real labelled fields (WSIENGINE_DATA), or drawn.
+tiles filled; the driver's own figure of use, read every 0.2 s where ``nvidia-smi`` is there. Below: CPU time a tile,
+and stage times in seconds of all threads. ``--copies 12`` shows a tiled JPEG slide 12 × 12 times: a fast device needs
+many tiles. Without ``--slide`` a slide is made of real labelled fields (WSIENGINE_DATA), or drawn.
 """
 
 import argparse
