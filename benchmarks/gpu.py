@@ -146,7 +146,7 @@ def whole(slides: dict[str, Path], model: Path, options: argparse.Namespace) -> 
     from wsiengine import infer
 
     how = {"device": options.device, "batch_size": options.batch_size, "threads": options.threads, "overlap": 0.0}
-    how |= {"profile": options.timeline is not None, "readers": options.readers}
+    how |= {"profile": options.timeline is not None, "readers": options.readers, "block_tiles": options.block_tiles}
     with tempfile.TemporaryDirectory() as folder:
         for attempt, slide in slides.items():
             before, cpu = time.process_time(), CpuWatch()
@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--instant", action="store_true", help="sessions answer at once: what reading alone gives")
     parser.add_argument("--spin", action="store_true", help="threads turn on the spot while they wait for the GPU")
     parser.add_argument("--readers", type=int, help="processes that read (default: one per core where a GPU runs)")
+    parser.add_argument("--block-tiles", type=int, help="side of a block in tiles (default: what a run takes)")
     parser.add_argument("--normalise", help="a recipe: macenko, macenko+clahe")
     parser.add_argument("--gpx", type=float, default=1.0, help="size of the slide, in 10⁹ pixels")
     parser.add_argument("--slide", type=Path, help="measure on this slide")

@@ -53,8 +53,7 @@ class DirectReader:
         seen = None if parts is None else touched(parts, table.tile)
         for row in range(box.y0 // height, -(-box.y1 // height)):
             wanted = [seen is None or (row, col) in seen for col in cols]
-            places = compress(table.places(row, cols), wanted) if any(wanted) else ()
-            packed = iter(self._source.read_many(list(places)))
+            packed = iter(self._source.read_many(list(compress(table.places(row, cols), wanted))))
             for col, want in zip(cols, wanted, strict=True):
                 pixels = self._pixels((level, row, col), next(packed), canvas) if want else None
                 yield FileTile(row * height, col * width, pixels)
