@@ -1,8 +1,8 @@
 """Reading tiled TIFF without a library between: tables parsed once, then pread and decode, straight into the block.
 
-A read takes each file tile under it once. JPEG tiles are not kept between reads: those on a block's border weigh
-little. JPEG 2000 decodes ten times slower, and a detector's blocks are a few file tiles wide: there the last ones are
-kept.
+A read takes each file tile under it once, if anybody looks at it, and shrinks or copies it from the processor's cache.
+JPEG tiles are not kept between reads: those on a block's border weigh little. JPEG 2000 decodes ten times slower, and a
+detector's blocks are a few file tiles wide: there the last ones are kept.
 """
 
 import re
