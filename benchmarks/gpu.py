@@ -7,12 +7,13 @@
 
 Networks have known shapes and random weights (benchmarks/networks.py). Each line: tiles/s of the whole run, of its
 blocks alone, of the bare loop; blocks / bare; how much of the blocks' time the device was at work; rows of batches that
-tiles filled; the driver's own figure of use, read every 0.2 s where ``nvidia-smi`` is there. Stage times follow, in
-seconds of all threads. ``--copies 12`` shows a tiled JPEG slide 12 × 12 times: a fast device needs many tiles. Without
-``--slide`` a slide is made of real labelled fields (WSIENGINE_DATA), or drawn.
+tiles filled; the driver's own figure of use, read every 0.2 s where ``nvidia-smi`` is there. Below: CPU time a tile,
+and stage times in seconds of all threads. ``--copies 12`` shows a tiled JPEG slide 12 × 12 times: a fast device needs
+many tiles. Without ``--slide`` a slide is made of real labelled fields (WSIENGINE_DATA), or drawn.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -72,6 +73,40 @@ class DeviceWatch:
             self._process.wait()
 
 
+class CpuWatch:
+    """CPU seconds of this process and of those that read for it, while the blocks run. Without /proc: zeros."""
+
+    def __init__(self) -> None:
+        self._at: dict[bool, tuple[float, float]] = {}  # once all blocks are done, and before
+
+    def heard(self, event: Any) -> None:
+        """A listener to the run."""
+        if event.kind == "progress" and (over := event.data["done"] == event.data["total"]) not in self._at:
+            self._at[over] = time.process_time(), _readers_cpu_s()
+
+    @property
+    def spent_s(self) -> tuple[float, float]:
+        """This process; its readers."""
+        (own, theirs), (own_after, theirs_after) = self._at[False], self._at[True]
+        return own_after - own, theirs_after - theirs
+
+
+def _readers_cpu_s() -> float:
+    """Of all processes that descend from this one through its readers' first."""
+    family, found = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, (_, parent, *fields) = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            family[pid], found[pid] = int(parent), (int(fields[9]) + int(fields[10])) / os.sysconf("SC_CLK_TCK")
+            if family[pid] == os.getpid() and b"wsiengine.readers" not in (stat.parent / "cmdline").read_bytes():
+                family[pid] = 0  # another child: nvidia-smi
+
+    def ours(pid: int) -> bool:
+        return pid in family and (family[pid] == os.getpid() or ours(family[pid]))
+
+    return sum(spent for pid, spent in found.items() if ours(pid))
+
+
 def bare(model: Path, device: str, batch_size: int, seconds: float) -> float:
     """Tiles/s of one session on a batch that stays on its device: the better of one call at a time, and of two."""
     import numpy as np
@@ -111,18 +146,25 @@ def whole(slides: dict[str, Path], model: Path, options: argparse.Namespace) -> 
     from wsiengine import infer
 
     how = {"device": options.device, "batch_size": options.batch_size, "threads": options.threads, "overlap": 0.0}
-    how |= {"profile": options.timeline is not None, "readers": options.readers}
+    how |= {"profile": options.timeline is not None, "readers": options.readers, "block_tiles": options.block_tiles}
     with tempfile.TemporaryDirectory() as folder:
         for attempt, slide in slides.items():
-            before = time.process_time()
+            before, cpu = time.process_time(), CpuWatch()
             with DeviceWatch() as watch:
+
+                def heard(event: Any, told: tuple[Any, Any] = (watch, cpu)) -> None:
+                    for each in told:
+                        each.heard(event)
+
                 where = Path(folder) / attempt
-                result = infer(slide, str(model), where, normalise=options.normalise, listener=watch.heard, **how)
+                result = infer(slide, str(model), where, normalise=options.normalise, listener=heard, **how)
             after = time.process_time()
         run = result.run
         if options.timeline:
             shutil.copy(Path(folder) / "measured" / "profile.png", options.timeline / f"{model.name}.png")
-    facts = {"cpu_s": after - before, "use": watch.use, "provider": run["host"]["runtime"]}
+    own_s, readers_s = cpu.spent_s
+    facts = {"cpu_s": after - before, "blocks_cpu_s": own_s, "readers_cpu_s": readers_s}
+    facts |= {"use": watch.use, "provider": run["host"]["runtime"]}
     return {"tiles": run["summary"]["tiles"], "block_tiles": run["host"]["block_tiles"], **facts, **run["timing"]}
 
 
@@ -144,6 +186,13 @@ def answer_at_once() -> None:
     setattr(runtime, "Runtime", Batched)  # noqa: B010
 
 
+def turn_on_the_spot() -> None:
+    """Threads wait for the GPU as CUDA has it by itself."""
+    from wsiengine.models import ort
+
+    setattr(ort, "wait_asleep", lambda index: False)  # noqa: B010
+
+
 def tell(name: str, run: dict[str, Any], floor: float) -> None:
     blocks_s = run["stages_s"]["run (wall)"]
     batches = run.get("batches") or {"busy_s": run["model_busy"] * blocks_s, "rows": run["tiles"]}
@@ -154,10 +203,12 @@ def tell(name: str, run: dict[str, Any], floor: float) -> None:
         f"ratio {rate / floor:.2f}  at work {min(1.0, batches['busy_s'] / blocks_s):.0%}  "
         f"rows filled {run['tiles'] / batches['rows']:.0%}  use {used}"
     )
-    tile_ms = 1e3 * run["cpu_s"] / run["tiles"]
-    readers = f"{run['workers']} threads"
+    ms = {name: f"{1e3 * run[name] / run['tiles']:.3f}" for name in ("cpu_s", "blocks_cpu_s", "readers_cpu_s")}
     print(
-        " " * 13 + f"{run['tiles']:,} tiles in blocks of {run['block_tiles']}², {readers}, {tile_ms:.2f} ms of CPU each"
+        " "
+        * 13
+        + f"{run['tiles']:,} tiles in blocks of {run['block_tiles']}², {run['workers']} threads; CPU ms a tile: "
+        f"{ms['readers_cpu_s']} in readers, {ms['blocks_cpu_s']} in this process while blocks run, {ms['cpu_s']} in all"
     )
     print(" " * 13 + " · ".join(f"{stage} {spent:.2f} s" for stage, spent in run["stages_s"].items()), flush=True)
 
@@ -171,7 +222,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0, help="worker threads (default: what a run takes)")
     parser.add_argument("--instant", action="store_true", help="sessions answer at once: what reading alone gives")
+    parser.add_argument("--spin", action="store_true", help="threads turn on the spot while they wait for the GPU")
     parser.add_argument("--readers", type=int, help="processes that read (default: one per core where a GPU runs)")
+    parser.add_argument("--block-tiles", type=int, help="side of a block in tiles (default: what a run takes)")
     parser.add_argument("--normalise", help="a recipe: macenko, macenko+clahe")
     parser.add_argument("--gpx", type=float, default=1.0, help="size of the slide, in 10⁹ pixels")
     parser.add_argument("--slide", type=Path, help="measure on this slide")
@@ -185,6 +238,8 @@ def main() -> None:
     options.device = options.device or ("auto" if options.quick else "cuda")
     if options.instant:
         answer_at_once()
+    if options.spin:
+        turn_on_the_spot()
     half = (options.precision or ("fp32" if options.device in ("cpu", "auto") else "fp16")) == "fp16"
     if options.quick:
         options.gpx, options.seconds, options.batch_size = min(options.gpx, 0.02), 0.5, min(options.batch_size, 4)

@@ -27,7 +27,7 @@ def bench(name: str, *arguments: str) -> str:
 
 
 def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
-    small = ("--device", "cpu", "--quick", "--gpx", "0.004", "--models", "mobilenetv2")
+    small = ("--device", "cpu", "--quick", "--gpx", "0.004", "--models", "mobilenetv2", "--readers", "1")
     said = bench("gpu", *small, "--json", str(tmp_path / "n.json"))
     assert "ratio" in said
     [(name, numbers)] = json.loads((tmp_path / "n.json").read_text()).items()
@@ -35,6 +35,8 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path) -> None:
     assert numbers["tiles"] > 0
     assert numbers["bare_tiles_per_s"] > 0
     assert numbers["stages_s"]["model"] > 0
+    assert 0 < numbers["blocks_cpu_s"] < numbers["cpu_s"]
+    assert numbers["readers_cpu_s"] > 0
 
 
 def test_a_detector_is_compared_with_both_of_its_stages(tmp_path: Path) -> None:

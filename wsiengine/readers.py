@@ -285,7 +285,11 @@ def _opened(packed: bytes, viewers: OrderedDict[str, Viewer]) -> Viewer:
 
 def _main(descriptors: list[int]) -> None:
     """Load what reading takes, become as many processes as there are channels, and end them with the run."""
-    import wsikernels.resample  # noqa: F401  (numba: once, before there are many of us)
+    # once, before there are many of us: numba, and what opening most slides loads
+    import wsiengine.slides.direct
+    import wsiengine.slides.openslide  # noqa: F401
+    import wsikernels.resample
+    import wsikernels.stain  # noqa: F401
 
     os.nice(_NICE)  # not before: the first block waits for the imports
     children = []

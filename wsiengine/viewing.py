@@ -11,7 +11,7 @@ from wsiengine.grid import Block, TileGrid
 from wsiengine.models.card import Card
 from wsiengine.models.parts import PER_TILE
 from wsiengine.normalise import Normaliser
-from wsiengine.slides.base import Slide, read_deep
+from wsiengine.slides.base import PartReader, Slide, read_deep
 from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks.base import View
 from wsiengine.tilewise import shrunk_tiles
@@ -49,7 +49,7 @@ class Viewer:
             view = View(*shrunk_tiles(self.slide, self.grid.lattice, block.origins_px(self.grid), tile_px))
             return view, {"read": time.perf_counter() - started, "normalise": 0.0}
         box, halo = self.box_px(block), self.normaliser.halo_px
-        pixels, bad = self._read(box.grow(halo) if halo else box)
+        pixels, bad = self._read(box.grow(halo), None) if halo else self._read(box, self._parts(block))
         read = time.perf_counter()
         pixels = pixels if self.card.input.deep else self.normaliser.apply(pixels, box)
         normalised = time.perf_counter()
@@ -59,8 +59,17 @@ class Viewer:
             pixels, corners = self._tile_by_tile(pixels, corners)
         return View(pixels, corners, touched), {"read": read - started, "normalise": normalised - read}
 
-    def _read(self, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
+    def _parts(self, block: Block) -> list[Box] | None:
+        """The tiles of a block, where they are not all that lies under it: nothing else need be decoded."""
+        if self.wanted is not None or block.wanted.all():
+            return None
+        side = self.grid.tile_px
+        return [Box(y, x, y + side, x + side) for y, x in block.origins_px(self.grid).tolist()]
+
+    def _read(self, box: Box, parts: list[Box] | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Pixels, and where a slide that is read in spite of damage could not be decoded."""
+        if parts is not None and isinstance(self.slide, PartReader) and not self.card.input.deep:
+            return self.slide.read_parts(box, self.grid.lattice.mpp, parts), None
         if self.wanted is None:
             return self._read_at_once(box)
         pixels, bad = np.empty((*box.shape, 3), np.uint8), None

@@ -51,13 +51,60 @@ def resample_area(
         return out
     flat, pitch = flat_rows(src)
     whole_y, whole_x = _whole(row_weights), _whole(col_weights)
-    if whole_y and whole_x and whole_y * whole_x <= _MOST_WHOLE and whole_y <= 256:
-        _mean_whole(flat, pitch, rows[0, 0], cols[0, 0], whole_y, whole_x, out)
+    if whole_y and whole_x and whole_y * whole_x <= _MOST_WHOLE and whole_y <= _TALLEST:
+        height, width, channels = out.shape
+        at = rows[0, 0] * pitch + cols[0, 0] * channels
+        _mean_whole(flat, at, pitch, whole_y, whole_x, channels, out.reshape(-1), 0, width * channels, height, width)
     else:
         _mean_general(flat, pitch, rows, row_weights, cols, col_weights, out)
     return out
 
 
+def shrink_into(
+    src: np.ndarray,
+    src_yx: tuple[int, int],
+    ratio: tuple[int, int],
+    out: np.ndarray,
+    out_yx: tuple[int, int],
+    shape: tuple[int, int],
+) -> None:
+    """As :func:`resample_area` by whole ratios, from a part of one picture into a part of another.
+
+    Args:
+        src: (h, w, c) uint8, C-contiguous.
+        src_yx: Where in ``src`` the area of the first output pixel begins.
+        ratio: Source pixels per output pixel: vertically, horizontally.
+        out: (rows, cols, c) uint8, C-contiguous; only the part is written.
+        out_yx: The first output pixel in ``out``.
+        shape: Output pixels: rows, columns.
+
+    Raises:
+        ValueError: A wrong type or layout, a ratio beyond 1 to 256, or a part that leaves its picture.
+    """
+    (y, x), (to_y, to_x), (ratio_y, ratio_x), (height, width) = src_yx, out_yx, ratio, shape
+    for image in (src, out):
+        if image.dtype != np.uint8 or image.ndim != 3 or not image.flags.c_contiguous:
+            raise ValueError(f"a C-contiguous uint8 picture is needed, not {image.dtype} of shape {image.shape}")
+    channels = src.shape[2]
+    if channels != out.shape[2] or not (1 <= ratio_y <= _TALLEST and 1 <= ratio_x <= _TALLEST):
+        raise ValueError(f"ratios {ratio} of {channels} channels into {out.shape[2]}")
+    if (
+        min(y, x, to_y, to_x, height, width) < 0
+        or y + height * ratio_y > src.shape[0]
+        or x + width * ratio_x > src.shape[1]
+        or to_y + height > out.shape[0]
+        or to_x + width > out.shape[1]
+    ):
+        raise ValueError(f"{shape} pixels at {src_yx} by {ratio}, to {out_yx}: beyond {src.shape} or {out.shape}")
+    if height and width:
+        pitch, out_pitch = src.shape[1] * channels, out.shape[1] * channels
+        at, to = y * pitch + x * channels, to_y * out_pitch + to_x * channels
+        _mean_whole(
+            src.reshape(-1), at, pitch, ratio_y, ratio_x, channels, out.reshape(-1), to, out_pitch, height, width
+        )
+
+
+_TALLEST = 256  # rows of 255 that a sum of 16 bits holds
 _MOST_WHOLE = 1 << 22  # 255 × area × 2 stays in int32
 
 
@@ -123,38 +170,55 @@ def _weighted_rows(flat, at, pitch, count, weights, column):
             column[k] += weight * line[k]
 
 
-@jit((given(uint8, 1), int64, int64, int64, int64, int64, made(uint8, 3)))
-def _mean_whole(flat, pitch, y0, x0, ratio_y, ratio_x, out):
-    """Exact integer sums: rows first (a loop over contiguous memory), then groups of columns."""
-    height, width, channels = out.shape
+@jit(inline=True)
+def _mean_quads(flat, at, pitch, out, to, out_pitch, height, width):
+    """2 × 2 pixels of three channels: means at every value, of which every second pixel's are taken."""
+    span = width * 6 - 3
+    means = np.empty(span, np.uint8)
+    for i in range(height):
+        first = at + 2 * i * pitch
+        upper, lower = flat[first : first + span + 3], flat[first + pitch : first + pitch + span + 3]
+        for k in range(span):
+            total = np.uint16(upper[k]) + np.uint16(lower[k]) + np.uint16(upper[k + 3]) + np.uint16(lower[k + 3])
+            means[k] = np.uint8((total + np.uint16(2)) >> np.uint16(2))
+        target = out[to + i * out_pitch : to + i * out_pitch + 3 * width]
+        for j in range(width):
+            target[3 * j] = means[6 * j]
+            target[3 * j + 1] = means[6 * j + 1]
+            target[3 * j + 2] = means[6 * j + 2]
+
+
+@jit((given(uint8, 1), *[int64] * 5, made(uint8, 1), *[int64] * 4))
+def _mean_whole(flat, at, pitch, ratio_y, ratio_x, channels, out, to, out_pitch, height, width):
+    """Exact integer sums, from ``flat[at]`` to ``out[to]``. All loops but the last run over contiguous memory."""
+    if ratio_y == 2 and ratio_x == 2 and channels == 3:
+        _mean_quads(flat, at, pitch, out, to, out_pitch, height, width)
+        return
     span = width * ratio_x * channels
-    column = np.empty(span, np.uint16)  # 256 rows × 255 fit
+    kept = span - (ratio_x - 1) * channels
+    column, total = np.empty(span, np.uint16), np.empty(kept, np.uint32)  # 256 rows × 255 fit
     half = np.float64(ratio_y * ratio_x) + 0.5
     scale = 0.5 / np.float64(ratio_y * ratio_x)
     for i in range(height):
-        at = (y0 + i * ratio_y) * pitch + x0 * channels
-        line = flat[at : at + span]
+        first = at + i * ratio_y * pitch
+        line = flat[first : first + span]
         for k in range(span):
             column[k] = line[k]
         for r in range(1, ratio_y):
-            line = flat[at + r * pitch : at + r * pitch + span]
+            line = flat[first + r * pitch : first + r * pitch + span]
             for k in range(span):
                 column[k] += line[k]
-        if ratio_x == 2 and channels == 3:
-            for j in range(width):
-                k = 6 * j
-                # floor((2·total + area) / (2·area)), exactly: the extra half keeps the product off every whole number
-                out[i, j, 0] = np.uint8((2 * (np.int32(column[k]) + np.int32(column[k + 3])) + half) * scale)
-                out[i, j, 1] = np.uint8((2 * (np.int32(column[k + 1]) + np.int32(column[k + 4])) + half) * scale)
-                out[i, j, 2] = np.uint8((2 * (np.int32(column[k + 2]) + np.int32(column[k + 5])) + half) * scale)
-            continue
+        for k in range(kept):
+            total[k] = column[k]
+        for r in range(1, ratio_x):
+            beside = column[r * channels : r * channels + kept]
+            for k in range(kept):
+                total[k] += beside[k]
+        target = out[to + i * out_pitch : to + i * out_pitch + width * channels]
         for j in range(width):
-            base = j * ratio_x * channels
             for c in range(channels):
-                total = np.int32(0)
-                for k in range(ratio_x):
-                    total += np.int32(column[base + k * channels + c])
-                out[i, j, c] = np.uint8((2 * total + half) * scale)
+                # floor((2·total + area) / (2·area)), exactly: the extra half keeps the product off every whole number
+                target[j * channels + c] = np.uint8((2 * np.int32(total[j * ratio_x * channels + c]) + half) * scale)
 
 
 @jit((given(uint8, 1), int64, given(int64, 2), given(float64, 2), given(int64, 2), given(float64, 2), made(uint8, 3)))

@@ -22,11 +22,11 @@ class Planting:  # once the module is loaded: the command itself never loads it
         def exec_module(module):
             global original
             load(module)
-            original, module.DirectReader.read_into = module.DirectReader.read_into, read_into
+            original, module.DirectReader.tiles = module.DirectReader.tiles, tiles
         spec.loader.exec_module = exec_module
         return spec
 sys.meta_path.insert(0, Planting())
-def read_into(self, level, box, out):
+def tiles(self, level, box, parts=None):
     name = os.path.basename(self._source.path)
     if name.startswith("crash") and box.x0 > 600:
         ctypes.string_at(0)
@@ -42,7 +42,7 @@ def read_into(self, level, box, out):
         time.sleep(600)
     if name.startswith("hold"):  # and the interpreter with it
         ctypes.PyDLL(None).sleep(600)
-    return original(self, level, box, out)
+    return original(self, level, box, parts)
 """
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests import oracles
 from tests.pictures import position_coded as picture
-from wsikernels.resample import resample_area, source_span
+from wsikernels.resample import resample_area, shrink_into, source_span
 
 RATIOS = st.one_of(st.integers(1, 9).map(float), st.floats(0.3, 7.0, allow_nan=False))
 
@@ -115,3 +115,55 @@ def test_bad_input(change, message):
     out = np.empty((4, 4, 3), np.uint8)
     with pytest.raises(ValueError, match=message):
         resample_area(given["src"], *given["corner"], *given["ratio"], 0, 0, out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ratio=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    shape=st.tuples(st.integers(0, 7), st.integers(0, 9)),
+    src_yx=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    out_yx=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    channels=st.integers(1, 4),
+)
+def test_a_part_shrinks_as_the_whole_does(ratio, shape, src_yx, out_yx, channels):
+    (by_y, by_x), (rows, cols) = ratio, shape
+    src = picture(src_yx[0] + rows * by_y + 1, src_yx[1] + cols * by_x + 2, channels)
+    out = np.full((out_yx[0] + rows + 2, out_yx[1] + cols + 1, channels), 77, np.uint8)
+    shrink_into(src, src_yx, ratio, out, out_yx, shape)
+    part = src[src_yx[0] :, src_yx[1] :]
+    where = slice(out_yx[0], out_yx[0] + rows), slice(out_yx[1], out_yx[1] + cols)
+    assert np.array_equal(out[where], resampled(part, (0, 0), (float(by_y), float(by_x)), (0, 0), shape))
+    out[where] = 77
+    assert (out == 77).all()  # nothing else was written
+
+
+@pytest.mark.parametrize(("ratio", "channels"), [((256, 3), 3), ((256, 256), 1), ((2, 2), 3), ((4, 200), 3)])
+def test_the_largest_sums_are_exact(ratio, channels):
+    src = np.full((ratio[0], 2 * ratio[1], channels), 255, np.uint8)
+    out = np.zeros((1, 2, channels), np.uint8)
+    shrink_into(src, (0, 0), ratio, out, (0, 0), (1, 2))
+    assert (out == 255).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"src_yx": (1, 0)},
+        {"src_yx": (0, -1)},
+        {"out_yx": (0, 1)},
+        {"ratio": (0, 2)},
+        {"ratio": (2, 257)},
+        {"shape": (-1, 2)},
+        {"src": np.zeros((4, 4, 1), np.uint8)},
+        {"src": np.zeros((4, 4, 3), np.uint16)},
+        {"src": np.zeros((4, 8, 3), np.uint8)[:, ::2]},
+        {"out": np.zeros((3, 2, 3), np.uint8)[::2]},
+    ],
+    ids=str,
+)
+def test_a_part_that_does_not_fit_is_refused(wrong):
+    src, out = np.zeros((4, 4, 3), np.uint8), np.zeros((2, 2, 3), np.uint8)
+    fits = {"src": src, "src_yx": (0, 0), "ratio": (2, 2), "out": out, "out_yx": (0, 0), "shape": (2, 2)}
+    shrink_into(**fits)
+    with pytest.raises(ValueError):  # noqa: PT011  (any words)
+        shrink_into(**{**fits, **wrong})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from wsiengine.errors import CardError, DependencyError, ProviderError
 from wsiengine.models.card import Card
 from wsiengine.models.integrity import check_onnx
+from wsiengine.models.waiting import wait_asleep
 
 if TYPE_CHECKING:
     from wsiengine.models.cutting import Part
@@ -104,6 +105,7 @@ def _gpu_session(ort: Any, card: Card, kind: str, index: int) -> Any:
     ort.set_default_logger_severity(_SILENT)
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries that pip installed
+    wait_asleep(index)
     # Exhaustive search picks algorithms by stopwatch, and TF32 drops 13 bits: neither gives the same scores twice.
     # Half precision is faster with the channels last (ResNet-50 on an H200: by a quarter), single precision is not.
     layout = {"prefer_nhwc": str(int(_half(card)))}

@@ -1,7 +1,7 @@
 """What every way of reading a slide offers: facts (:class:`SlideInfo`) and pixels (:class:`Slide`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -67,6 +67,16 @@ class SlideInfo:
     channels: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FileTile:
+    """A tile of the file: its corner in pixels of its level, and its pixels (h, w, 3) uint8, which may reach beyond the
+    level and are good until the next tile is asked for; None of a tile that was left out."""
+
+    y: int
+    x: int
+    pixels: np.ndarray | None
+
+
 class LevelReader(Protocol):
     """One way of reading a file, thread-safe: facts, and pixels that lie inside a level. Knows nothing of µm/px."""
 
@@ -81,6 +91,31 @@ class LevelReader(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class TileReader(LevelReader, Protocol):
+    """A reader of a file that is a plain grid of tiles: it gives them one by one, as they are decoded."""
+
+    def tile_px(self, level: int) -> Size: ...
+
+    def tiles(self, level: int, box: Box, parts: Sequence[Box] | None = None) -> Iterator[FileTile]:
+        """The file tiles under ``box``, which lies inside the level. Of ``parts``, where given, is all that matters of
+        it: tiles that touch none of them are not decoded.
+
+        Raises:
+            UnreadableSlide: One of them cannot be decoded.
+        """
+        ...
+
+
+@runtime_checkable
+class PartReader(Protocol):
+    """A slide that need not read all of a box."""
+
+    def read_parts(self, box_px: Box, mpp: Mpp, parts: Sequence[Box]) -> np.ndarray:
+        """As :meth:`Slide.read`, right in ``parts`` (working pixels, inside the box); elsewhere anything, white say."""
+        ...
 
 
 @runtime_checkable

@@ -1,13 +1,14 @@
 """Reading tiled TIFF without a library between: tables parsed once, then pread and decode, straight into the block.
 
-A read takes each file tile under it once. JPEG tiles are not kept between reads: those on a block's border weigh
-little. JPEG 2000 decodes ten times slower, and a detector's blocks are a few file tiles wide: there the last ones are
-kept.
+A read takes each file tile under it once, if anybody looks at it, and shrinks or copies it from the processor's cache.
+JPEG tiles are not kept between reads: those on a block's border weigh little. JPEG 2000 decodes ten times slower, and a
+detector's blocks are a few file tiles wide: there the last ones are kept.
 """
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 
 import cv2
 import imagecodecs
@@ -15,6 +16,8 @@ import numpy as np
 
 from wsiengine.errors import UnreadableSlide
 from wsiengine.geometry import Box, Size
+from wsiengine.slides.base import FileTile
+from wsiengine.slides.filetiles import place, touched
 from wsiengine.slides.kept import KeptTiles
 from wsiengine.slides.sources import Source
 from wsiengine.slides.tiff import TiledTiff, TileTable
@@ -36,19 +39,24 @@ class DirectReader:
         self._kept = KeptTiles()
 
     def read_into(self, level: int, box: Box, out: np.ndarray) -> None:
-        # plain numbers: per tile, a dozen boxes would cost a twentieth of decoding
+        place(self.tiles(level, box), self.tile_px(level), box, out)
+
+    def tile_px(self, level: int) -> Size:
+        return self._levels[level].tile
+
+    def tiles(self, level: int, box: Box, parts: Sequence[Box] | None = None) -> Iterator[FileTile]:
+        """See :class:`wsiengine.slides.base.TileReader`."""
         table = self._levels[level]
         height, width = table.tile.shape
         canvas = self._canvas(table)
         cols = range(box.x0 // width, -(-box.x1 // width))
+        seen = None if parts is None else touched(parts, table.tile)
         for row in range(box.y0 // height, -(-box.y1 // height)):
-            tile_y, y0, y1 = row * height, max(row * height, box.y0), min((row + 1) * height, box.y1)
-            for col, packed in zip(cols, self._source.read_many(table.places(row, cols)), strict=True):
-                tile_x, x0, x1 = col * width, max(col * width, box.x0), min((col + 1) * width, box.x1)
-                pixels = self._pixels((level, row, col), packed, canvas)
-                out[y0 - box.y0 : y1 - box.y0, x0 - box.x0 : x1 - box.x0] = pixels[
-                    y0 - tile_y : y1 - tile_y, x0 - tile_x : x1 - tile_x
-                ]
+            wanted = [seen is None or (row, col) in seen for col in cols]
+            packed = iter(self._source.read_many(list(compress(table.places(row, cols), wanted))))
+            for col, want in zip(cols, wanted, strict=True):
+                pixels = self._pixels((level, row, col), next(packed), canvas) if want else None
+                yield FileTile(row * height, col * width, pixels)
 
     def _pixels(self, tile: tuple[int, int, int], packed: bytes, canvas: np.ndarray) -> np.ndarray:
         """A file tile, by level, row and column: (h, w, 3) uint8, good until the next one is asked for."""

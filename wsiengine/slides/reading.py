@@ -69,35 +69,57 @@ class ReadBuffer(threading.local):
         return self._room[: box.area * 3].reshape(*box.shape, 3)
 
 
-class ReadLevel(Protocol):
-    """``Slide.read_level`` with a place for the pixels."""
+class Levels(Protocol):
+    """What :func:`read_working` reads from; ``parts`` are all that matters of a box, None: all of it."""
 
-    def __call__(self, level: int, box: Box, out: np.ndarray | None = None) -> np.ndarray: ...
+    info: SlideInfo
+
+    def read_level(
+        self, level: int, box: Box, out: np.ndarray | None = None, parts: Sequence[Box] | None = None
+    ) -> np.ndarray: ...
+
+    def read_shrunk(
+        self, level: int, box_px: Box, ratio: tuple[int, int], parts: Sequence[Box] | None
+    ) -> np.ndarray | None:
+        """Means of ``ratio`` pixels each, straight from the file's tiles; None where that cannot be."""
 
 
-def read_working(info: SlideInfo, read_level: ReadLevel, buffer: ReadBuffer, box_px: Box, mpp: Mpp) -> np.ndarray:
+def read_working(
+    levels: Levels, buffer: ReadBuffer, box_px: Box, mpp: Mpp, parts: Sequence[Box] | None = None
+) -> np.ndarray:
     """Pixels of ``box_px`` at ``mpp`` → (h, w, 3) uint8: the best level, resampled once by area.
 
     Working pixel (y, x) is the mean over [y, y + 1) × [x, x + 1) times the ratio, in coordinates of the level from the
-    slide's origin: it does not depend on the box. White outside is part of the mean.
+    slide's origin: it does not depend on the box. White outside is part of the mean. Of ``parts`` is all that matters.
     """
-    slide_mpp = require_mpp(info)
+    slide_mpp = require_mpp(levels.info)
     l0_per_px = mpp.y / slide_mpp.y, mpp.x / slide_mpp.x
-    index = best_level(info.levels, l0_per_px)
-    downsample = info.levels[index].downsample
+    index = best_level(levels.info.levels, l0_per_px)
+    downsample = levels.info.levels[index].downsample
     ratio_y, ratio_x = (whole(f / d) for f, d in zip(l0_per_px, downsample, strict=True))
     if ratio_y == 1 and ratio_x == 1:
-        return read_level(index, box_px)
+        return levels.read_level(index, box_px, parts=parts)
 
     from wsikernels.resample import resample_area, source_span  # Numba: paid for by the first resampled read
 
+    seen = None if parts is None else [_under(part, ratio_y, ratio_x) for part in parts]
+    if ratio_y.is_integer() and ratio_x.is_integer():
+        shrunk = levels.read_shrunk(index, box_px, (int(ratio_y), int(ratio_x)), seen)
+        if shrunk is not None:
+            return shrunk
     (y0, y1), (x0, x1) = source_span(box_px.y0, box_px.y1, ratio_y), source_span(box_px.x0, box_px.x1, ratio_x)
     source = Box(y0, x0, y1, x1)
     out = np.empty((*box_px.shape, 3), np.uint8)
     if out.size:
-        pixels = read_level(index, source, out=buffer.pixels(source))
+        pixels = levels.read_level(index, source, buffer.pixels(source), seen)
         resample_area(pixels, y0, x0, ratio_y, ratio_x, box_px.y0, box_px.x0, out)
     return out
+
+
+def _under(part_px: Box, ratio_y: float, ratio_x: float) -> Box:
+    """What lies under some working pixels, and up to a pixel more."""
+    y0, x0 = math.floor(part_px.y0 * ratio_y), math.floor(part_px.x0 * ratio_x)
+    return Box(y0, x0, math.ceil(part_px.y1 * ratio_y), math.ceil(part_px.x1 * ratio_x))
 
 
 def whole(ratio: float) -> float:

@@ -1,6 +1,6 @@
 """The one implementation of :class:`~wsiengine.slides.base.Slide`, over whatever reads the file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsiengine.geometry import Box, Mpp
-from wsiengine.slides.base import LevelReader, SlideInfo
+from wsiengine.slides.base import LevelReader, SlideInfo, TileReader
 from wsiengine.slides.deep import DeepPixels
+from wsiengine.slides.filetiles import MOST_SHRUNK, place, shrink
 from wsiengine.slides.fingerprint import fingerprint
 from wsiengine.slides.reading import ReadBuffer, plausible, read_working, require_mpp, whole
 from wsiengine.slides.sources import is_url
@@ -46,10 +47,13 @@ class WholeSlide:
         self._deep = deep
         self.info = _settle_mpp(reader.info, mpp)
 
-    def read_level(self, level: int, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+    def read_level(
+        self, level: int, box: Box, out: np.ndarray | None = None, parts: Sequence[Box] | None = None
+    ) -> np.ndarray:
         """Pixels of ``box`` (in pixels of that level; may lie partly or wholly outside) → (h, w, 3) uint8.
 
-        ``out`` of that shape is filled and returned where given: fresh memory costs a fifth of decoding.
+        ``out`` of that shape is filled and returned where given: fresh memory costs a fifth of decoding. Of ``parts``,
+        where given, is all that matters of the box: elsewhere it may be white.
         """
         inside = box.intersect(Box.of(self.info.levels[level].size))
         if out is None:
@@ -57,12 +61,36 @@ class WholeSlide:
         if inside != box:
             out[:] = WHITE
         if inside:
-            self._reader.read_into(level, inside, out[inside.relative_to(box).slices])
+            target, reader = out[inside.relative_to(box).slices], self._reader
+            if parts is not None and isinstance(reader, TileReader):
+                place(reader.tiles(level, inside, parts), reader.tile_px(level), inside, target)
+            else:
+                reader.read_into(level, inside, target)
         return out
+
+    def read_shrunk(
+        self, level: int, box_px: Box, ratio: tuple[int, int], parts: Sequence[Box] | None
+    ) -> np.ndarray | None:
+        """Pixels of ``box_px``, means of ``ratio`` pixels of the level (vertically, horizontally) → (h, w, 3) uint8.
+
+        None where the file is no grid of tiles that ``ratio`` divides, or the box leaves the level.
+        """
+        reader = self._reader
+        source = Box(box_px.y0 * ratio[0], box_px.x0 * ratio[1], box_px.y1 * ratio[0], box_px.x1 * ratio[1])
+        if not isinstance(reader, TileReader) or not Box.of(self.info.levels[level].size).contains(source):
+            return None
+        tile = reader.tile_px(level)
+        if any(side % step or step > MOST_SHRUNK for side, step in zip(tile.shape, ratio, strict=True)):
+            return None
+        return shrink(reader.tiles(level, source, parts), tile, ratio, box_px)
 
     def read(self, box_px: Box, mpp: Mpp) -> np.ndarray:
         """Pixels of ``box_px`` (working pixels at ``mpp``, origin of the slide) → (h, w, 3) uint8."""
-        return read_working(self.info, self.read_level, self._buffer, box_px, mpp)
+        return read_working(self, self._buffer, box_px, mpp)
+
+    def read_parts(self, box_px: Box, mpp: Mpp, parts: Sequence[Box]) -> np.ndarray:
+        """As :meth:`read`, but of ``parts`` is all that matters of the box: elsewhere it may be white."""
+        return read_working(self, self._buffer, box_px, mpp, parts)
 
     @property
     def deep(self) -> bool:
