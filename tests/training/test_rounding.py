@@ -89,6 +89,32 @@ def test_the_file_computes_what_was_trained(name, tmp_path):
     assert rounding < 0.6 * spread
 
 
+def cast_first(path):
+    """The same network, in a file whose pixels become numbers before they are transposed."""
+    model = onnx.load(path)
+    turn = next(n for n in model.graph.node if n.op_type == "Transpose")
+    cast = next(n for n in model.graph.node if n.op_type == "Cast" and n.input[0] == turn.output[0])
+    pixels, planes = turn.input[0], cast.output[0]
+    cast.input[:], cast.output[:], turn.input[:], turn.output[:] = [pixels], ["numbers"], ["numbers"], [planes]
+    nodes = [cast, *(n for n in model.graph.node if n is not cast)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    return path
+
+
+def test_bytes_stay_bytes_where_the_model_casts_before_it_transposes(tmp_path):
+    """A quantised network that scaled its pixels in float32 would pay for that with every tile."""
+    files = []
+    for name, path in (("usual", made(tmp_path)), ("other", cast_first(made(tmp_path)))):
+        files.append(tmp_path / f"{name}.onnx")
+        onnx.save(write_int8(rounded(path)), files[-1])
+    kinds = [n.op_type for n in onnx.load(files[1]).graph.node]
+    assert kinds.index("Conv") < kinds.index("QuantizeLinear")
+    found = [session(file).run(["cam"], {"tiles": tiles(9).numpy()})[0] for file in files]
+    np.testing.assert_array_equal(*found)
+
+
 def test_rules_beside_the_network_are_kept(tmp_path):
     """A rule that looks at the pixels by itself: it stays float32, untrained, and still sees the pixels."""
     path = made(tmp_path)

@@ -13,6 +13,8 @@ FIRST = "first.input"
 """The value that the first convolution takes, where it takes bytes less 128."""
 FIRST_WIDE = "first.wide"
 """Those bytes as numbers."""
+FIRST_TURNED = "first.turned"
+"""Those bytes before, where the model itself casts first and transposes later."""
 ACTIVATIONS = ("Relu", "Clip")
 _SCALING = ("Transpose", "Cast", "Mul", "Div", "Add", "Sub")
 
@@ -35,14 +37,15 @@ class Layout:
 def centred(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same network, whose first convolution takes bytes less 128: what scaled the pixels moves into its weights.
 
-    A model that does not begin with (transposed) bytes, scaled by constants, is returned as it is.
+    A model that does not begin with bytes, scaled by constants and transposed at most once on the way, is returned as
+    it is.
     """
     graph = model.graph
     constants = {w.name: numpy_helper.to_array(w) for w in graph.initializer}
     if graph.input[0].type.tensor_type.elem_type != TensorProto.UINT8:
         return model
     chain = _to_first(graph, graph.input[0].name, constants)
-    if not chain or "Transpose" in [node.op_type for node in chain[1:]]:
+    if not chain or sum(node.op_type == "Transpose" for node in chain) > 1:
         return model
     scale, shift = np.ones(3), np.zeros(3)
     for node in chain[:-1]:
@@ -83,7 +86,11 @@ def _with_bytes(
     graph.initializer.extend(numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in new)
     turned = chain[0].op_type == "Transpose"
     source = chain[0].output[0] if turned else graph.input[0].name
+    late = [onnx.NodeProto.FromString(n.SerializeToString()) for n in chain[1:] if n.op_type == "Transpose"]
+    for node in late:  # one at most: the bytes are transposed instead
+        node.name, node.input[:], node.output[:], source = FIRST_TURNED, [source], [FIRST_TURNED], FIRST_TURNED
     first = [
+        *late,
         helper.make_node("Cast", [source], [FIRST_WIDE], to=TensorProto.FLOAT),
         helper.make_node("Sub", [FIRST_WIDE, "first.centre"], [FIRST]),
     ]
