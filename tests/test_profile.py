@@ -13,7 +13,7 @@ from tests import planted_slides as planted
 from wsiengine.events import Event, Span, Stopwatch
 from wsiengine.geometry import Box, Size
 from wsiengine.inference import infer
-from wsiengine.profile import RUN, Profile, busy_curve, draw_profile
+from wsiengine.profile import DEVICE, RUN, Profile, _lanes, busy_curve, draw_profile
 
 
 class Made(Stopwatch):
@@ -61,6 +61,28 @@ def test_numbers_of_a_run() -> None:
     assert profile.depth == pytest.approx((1 + 4 + 0.5 + 2) / 6)
     assert "first tile after 3.00 s · the model idle 50.0 %" in profile.lines()[-1]
     assert json.loads(json.dumps(profile.facts()))["stages_s"]["model"] == 6.0
+
+
+def test_a_gpu_is_busy_while_a_batch_is_under_way(tmp_path: Path) -> None:
+    """Threads that wait for each other inside the model say nothing of it; slides before and after share it."""
+    watch = Made(TWO_THREADS)
+    begun = watch._started
+    periods = [(begun - 3, begun - 2), (begun + 1, begun + 3), (begun + 4, begun + 6.5), (begun + 7.5, begun + 9)]
+    watch.lay("device 0", DEVICE, periods)
+    profile = Profile.of(watch)
+    assert profile.device_busy == pytest.approx((1 + 2.5 + 0.5) / 6)
+    assert profile.facts()["device_busy"] == pytest.approx(0.6667)
+    assert "first tile after 3.00 s · the device idle 33.3 %" in profile.lines()[-1]
+    watch.lay("device 1", DEVICE, [])
+    watch.lay("device 1", DEVICE, [(begun + 2, begun + 8)])
+    assert Profile.of(watch).device_busy == pytest.approx((4 + 6) / 12)
+    assert list(_lanes(watch.spans).values()) == ["main", "thread 1", "thread 2", "device 0", "device 1"]
+    curve = busy_curve(watch.spans, 10.0, 2, DEVICE)
+    at = (np.arange(len(curve)) + 0.5) * 10 / len(curve)
+    np.testing.assert_allclose(curve[(at > 4) & (at < 6)], 1)
+    np.testing.assert_allclose(curve[(at > 3.1) & (at < 3.9)], 0.5)
+    draw_profile(watch, tmp_path / "profile.png")
+    assert "device_busy" not in Profile.of(Made(TWO_THREADS)).facts()
 
 
 def test_a_run_without_blocks_has_a_profile() -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +91,13 @@ class Stopwatch:
                 if len(self._spans) < _MOST_SPANS:
                     self._spans.append(Span(lane, stage, stop - spent, stop))
                 stop -= spent
+
+    def lay(self, lane: str, stage: str, periods: Iterable[tuple[float, float]]) -> None:
+        """Take what slides share: when it began and ended by ``time.perf_counter``, since this watch was started."""
+        with self._lock:
+            since = [(start - self._started, stop - self._started) for start, stop in periods if stop > self._started]
+            room = max(0, _MOST_SPANS - len(self._spans))
+            self._spans += [Span(lane, stage, max(start, 0.0), stop) for start, stop in since[:room]]
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

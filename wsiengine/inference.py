@@ -21,7 +21,7 @@ from wsiengine.output import Workspace, kept_batch_size, refuse_gaps, refuse_oth
 from wsiengine.place import Place
 from wsiengine.planning import Plan
 from wsiengine.preparing import Prepared, prepare
-from wsiengine.profile import Profile, draw_profile
+from wsiengine.profile import DEVICE, Profile, draw_profile
 from wsiengine.readers import reading
 from wsiengine.result import Result
 from wsiengine.slides.base import Slide
@@ -305,6 +305,8 @@ def _finish(
         summary["tissue_mm2"] = round(plan.tissue_um2 / 1e6, 6)
     if summary.get("left_out"):
         listener(Event("warning", {"text": left_out_words(summary)}))
+    for index, periods in enumerate(subject.runtime.at_work()):
+        watch.lay(f"device {index}", DEVICE, periods)
     if watch.drawn:
         draw_profile(watch, draft / "profile.png")
         listener(Event("profile", {"lines": Profile.of(watch).lines(), **Profile.of(watch).facts()}))

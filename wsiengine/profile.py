@@ -1,7 +1,8 @@
 """Where a run's time went: numbers for ``run.json``, lines for a person, and a picture of the timeline.
 
 The model is busy while a worker thread is inside it. What it waits for shows in the picture: the threads' other stages,
-and the gaps between them.
+and the gaps between them. A GPU, which threads share, is busy while a batch of theirs is under way, and has a bar of
+its own.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from wsiengine.workers import BETWEEN
 
 RUN = "run (wall)"  # the stage that holds all blocks
 MODEL = "model"
+DEVICE = "device"  # a session of a GPU at work
 _BINS = 200  # of the curve
 _COLOURS = {
     "open": (170, 170, 170),
@@ -25,6 +27,7 @@ _COLOURS = {
     "read": (230, 159, 0),
     "normalise": (204, 121, 167),
     MODEL: (0, 158, 115),
+    DEVICE: (0, 110, 80),
     "journal": (213, 94, 0),
     "merge": (120, 180, 60),
     "map": (240, 228, 66),
@@ -49,6 +52,7 @@ class Profile:
         workers: Threads (or workers) that scored blocks.
         model_busy: Share of the blocks' wall time that a worker spent inside the model, on average; 0…1.
         depth: Blocks under way at once, on average: read, in the model, or being recorded.
+        device_busy: Share of the blocks' wall time in which a GPU had a batch under way, the mean of all; None without.
     """
 
     wall_s: float
@@ -57,6 +61,7 @@ class Profile:
     workers: int
     model_busy: float
     depth: float
+    device_busy: float | None = None
 
     @classmethod
     def of(cls, watch: Stopwatch) -> "Profile":
@@ -69,7 +74,11 @@ class Profile:
         wall = sum(span.stop_s - max(span.start_s, begun) for span in run)
         busy, under_way = (sum(s.stop_s - s.start_s for s in of) / wall if wall else 0.0 for of in (model, blocks))
         first = min((span.start_s for span in model), default=None)
-        return cls(watch.wall_s, watch.stages_s, first, workers, busy / max(workers, 1), under_way)
+        devices = {span.lane for span in spans if span.stage == DEVICE}
+        end = max((span.stop_s for span in run), default=begun)
+        at_work = (min(s.stop_s, end) - max(s.start_s, begun) for s in spans if s.stage == DEVICE)
+        device = sum(max(s, 0.0) for s in at_work) / wall / len(devices) if devices and wall else None
+        return cls(watch.wall_s, watch.stages_s, first, workers, busy / max(workers, 1), under_way, device)
 
     def facts(self) -> dict[str, Any]:
         """As JSON, for ``run.json``."""
@@ -81,6 +90,7 @@ class Profile:
             "workers": self.workers,
             "model_busy": round(self.model_busy, 4),
             "blocks_under_way": round(self.depth, 2),
+            **({} if self.device_busy is None else {"device_busy": round(self.device_busy, 4)}),
         }
 
     def lines(self) -> list[str]:
@@ -92,17 +102,18 @@ class Profile:
             rows.append(f"{stage:<14}{spent:9.2f}   {share}" + (f" (of {workers})" if stage == MODEL else ""))
         rows.append(f"{'whole run':<14}{self.wall_s:9.2f}")
         if self.first_tile_s is not None:
-            idle = 100 * (1 - self.model_busy)
-            rows.append(f"first tile after {self.first_tile_s:.2f} s · the model idle {idle:.1f} % of the blocks' time")
+            what, busy = ("model", self.model_busy) if self.device_busy is None else (DEVICE, self.device_busy)
+            idle = f"the {what} idle {100 * (1 - busy):.1f} % of the blocks' time"
+            rows.append(f"first tile after {self.first_tile_s:.2f} s · {idle}")
         return rows
 
 
-def busy_curve(spans: Iterable[Span], wall_s: float, workers: int) -> np.ndarray:
-    """Share of the workers that were inside the model in each of ``_BINS`` parts of the run, 0…1."""
+def busy_curve(spans: Iterable[Span], wall_s: float, workers: int, stage: str = MODEL) -> np.ndarray:
+    """Share of the workers (or devices) that were in ``stage`` in each of ``_BINS`` parts of the run, 0…1."""
     edges = np.linspace(0, max(wall_s, 1e-9), _BINS + 1)
     total = np.zeros(_BINS)
     for span in spans:
-        if span.stage == MODEL:
+        if span.stage == stage:
             total += np.clip(np.minimum(span.stop_s, edges[1:]) - np.maximum(span.start_s, edges[:-1]), 0, None)
     return np.clip(total / (edges[1] - edges[0]) / max(workers, 1), 0, 1)
 
@@ -130,8 +141,10 @@ def draw_profile(watch: Stopwatch, path: Path) -> None:
                 x0, x1 = (left + int(s * px_per_s) for s in (span.start_s, span.stop_s))
                 cv2.rectangle(page, (x0, y + 4), (max(x1, x0 + 1), y + bar - 4), _colour(span.stage), cv2.FILLED)
     base = top + bar * len(lanes) + 110
-    _draw_curve(page, busy_curve(spans, profile.wall_s, profile.workers), (base, left, width))
-    _write(page, "model busy", (base - 40, 20), 16, _INK)
+    devices = sum(name.startswith(DEVICE) for name in lanes.values())
+    stage, many = (DEVICE, devices) if devices else (MODEL, profile.workers)
+    _draw_curve(page, busy_curve(spans, profile.wall_s, many, stage), (base, left, width))
+    _write(page, f"{stage} busy", (base - 40, 20), 16, _INK)
     for tick in _ticks(profile.wall_s):
         x = left + int(tick * px_per_s)
         cv2.line(page, (x, top - 6), (x, base), (225, 225, 225), 1)
@@ -148,10 +161,13 @@ def draw_profile(watch: Stopwatch, path: Path) -> None:
 
 
 def _lanes(spans: Sequence[Span]) -> dict[str, str]:
-    """Threads in order of appearance, with names for people."""
-    names = dict.fromkeys(span.lane for span in sorted(spans, key=lambda span: span.start_s))
+    """Threads in order of appearance, with names for people; devices last."""
+    by_start = sorted(spans, key=lambda span: span.start_s)
+    devices = sorted({span.lane for span in spans if span.stage == DEVICE})
+    names = dict.fromkeys(span.lane for span in by_start if span.lane not in devices)
     workers = [name for name in names if any(s.lane == name and s.stage == MODEL for s in spans)]
-    return {name: f"thread {workers.index(name) + 1}" if name in workers else "main" for name in names}
+    threads = {name: f"thread {workers.index(name) + 1}" if name in workers else "main" for name in names}
+    return threads | dict(zip(devices, devices, strict=True))
 
 
 def _draw_curve(page: np.ndarray, curve: np.ndarray, where: tuple[int, int, int]) -> None:

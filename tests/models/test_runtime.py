@@ -386,6 +386,11 @@ def test_several_devices_have_a_session_each(tmp_path: Path, monkeypatch: pytest
     facts = runtime.batches()
     assert facts is not None
     assert facts["tiles"] == len(origins)
+    at_work = runtime.at_work()
+    assert len(at_work) == 2
+    assert sum(stop - start for periods in at_work for start, stop in periods) == pytest.approx(facts["busy_s"])
+    assert facts["busy_s"] > 0
+    assert Runtime(card, device="cpu").at_work() == []
 
 
 def test_tensorrt_keeps_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

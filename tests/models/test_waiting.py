@@ -79,6 +79,9 @@ def test_it_is_told_before_the_session(monkeypatch: pytest.MonkeyPatch, tmp_path
         def get_available_providers(self) -> list[str]:
             return [ort.CUDA, ort.CPU]
 
+        def set_default_logger_severity(self, level: int) -> None:
+            pass
+
     def session(*arguments: Any) -> Any:
         told.append("session")
         raise ProviderError("no device")

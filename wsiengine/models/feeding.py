@@ -8,6 +8,7 @@ take batches as they become free. Rows that no tile fills keep what was there be
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 AHEAD = 6  # batches per session: those under way, and some that threads fill meanwhile
+_MOST_PERIODS = 100_000  # kept for each session: 10 MB
 UNDER_WAY = 3  # of them at once: one is computed, one fetched or uploaded; more would take the device's memory
 
 
@@ -74,6 +76,7 @@ class Feeder:
         self._turns = [threading.Semaphore(UNDER_WAY) for _ in slots]
         self._under_way = [0] * len(slots)  # batches of each session
         self._since = [0.0] * len(slots)  # when the first of them began
+        self._periods: list[deque[tuple[float, float]]] = [deque(maxlen=_MOST_PERIODS) for _ in slots]
 
     @contextmanager
     def worker(self) -> Iterator[None]:
@@ -114,6 +117,11 @@ class Feeder:
         """Batches run, tiles and rows in them, seconds that a session had at least one under way (the sum of all)."""
         with self._lock:
             return dict(self._facts)
+
+    def periods(self) -> list[list[tuple[float, float]]]:
+        """Of each session: when batches of it were under way, by ``time.perf_counter``; the latest of them."""
+        with self._lock:
+            return [list(own) for own in self._periods]
 
     def _reserve(self, ticket: _Ticket, at: int, wanted: int) -> tuple[_Batch, int, int]:
         """Places in the batch that is being filled: that batch, the first row, how many."""
@@ -192,4 +200,6 @@ class Feeder:
                 with self._lock:
                     self._under_way[home] -= 1
                     if not self._under_way[home]:
-                        self._facts["busy_s"] += time.perf_counter() - self._since[home]
+                        began, ended = self._since[home], time.perf_counter()
+                        self._facts["busy_s"] += ended - began
+                        self._periods[home].append((began, ended))

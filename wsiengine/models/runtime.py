@@ -168,6 +168,10 @@ class Runtime:
         """On a GPU: batches run, tiles and rows in them, and seconds that sessions were at work."""
         return None if self._feeder is None else self._feeder.facts()
 
+    def at_work(self) -> list[list[tuple[float, float]]]:
+        """On a GPU: when each session had batches under way, by ``time.perf_counter``, for all slides; else empty."""
+        return [] if self._feeder is None else self._feeder.periods()
+
     def _fed(self, sessions: list[Any]) -> Feeder:
         errors = ort_errors()
         slots = [[BoundSlot(s, self._pinned_batch(), self._outputs, errors) for _ in range(AHEAD)] for s in sessions]
