@@ -21,7 +21,7 @@ class Made(Stopwatch):
 
     def __init__(self, spans: list[Span]) -> None:
         super().__init__()
-        self._spans = spans
+        self._spans = list(spans)
         for span in spans:
             self._seconds[span.stage] += span.stop_s - span.start_s
 
