@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsiengine.models.comparing import Comparison
+    from wsiengine.models.pacing import Pace
 
 _PACKAGES = [
     "numpy",
@@ -33,12 +34,15 @@ _EXTRAS = ("torch", "distributed", "MNN")  # nothing is missing without them
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", metavar="MODEL", help="compare all devices and number formats on this model")
+    parser.add_argument("--speed", metavar="MODEL", help="how many tiles/s each of them runs of this model")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.check:
         return _check(args.check, as_json=args.json)
+    if args.speed:
+        return _speed(args.speed, as_json=args.json)
     facts = examine()
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
@@ -71,6 +75,38 @@ def _verdict(one: "Comparison") -> str:
     allowed = f", allowed {one.tolerance:g}" if one.tolerance else ", must be none"
     word = "DIFFERS" if one.faulty else "agrees"
     return f"{word}: largest difference {one.difference:.2g}{allowed} · {one.chosen}"
+
+
+def _speed(model: str, *, as_json: bool) -> int:
+    """Tiles/s of the model alone in every way that this machine has."""
+    from wsiengine.machine import usable_cores
+    from wsiengine.models.pacing import Pace, fastest, paces
+    from wsiengine.models.registry import load_model
+
+    card, threads = load_model(model), usable_cores()
+    found: list[Pace] = []
+    if not as_json:
+        side = f"{card.input.size_px} px"
+        print(f"{card.name} {card.version}: the model alone, drawn tiles of {side}, {threads} threads, 2 s each")
+    for one in paces(card, threads=threads):
+        found.append(one)
+        if not as_json:
+            print(f"{f'{one.device}, {one.precision}':<16}{_pace(one, found[0])}", flush=True)
+    best = fastest(found)
+    if as_json:
+        facts = {"model": card.name, "version": card.version, "threads": threads}
+        print(json.dumps(facts | {"ways": [asdict(one) for one in found]}, indent=2, ensure_ascii=False))
+    elif best:
+        print(f"{'fastest':<16}--device {best.device} --precision {best.precision}")
+    return 0
+
+
+def _pace(one: "Pace", first: "Pace") -> str:
+    if one.tiles_per_s is None:
+        return one.chosen
+    times = f"{one.tiles_per_s / (first.tiles_per_s or one.tiles_per_s):.2f}×"
+    doubt = "" if one.faithful else " · answers differ more than --precision auto allows"
+    return f"{one.tiles_per_s:8,.1f} tiles/s  {times:>6}  {one.chosen}{doubt}"
 
 
 def examine() -> dict[str, Any]:
