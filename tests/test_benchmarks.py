@@ -114,7 +114,9 @@ def test_peers_are_told_apart_by_tiles_and_time(tmp_path: Path) -> None:
     assert set(rows) == {"wsiengine tiles fp32", "WSInfer", "WSInfer --speedup"}
     assert rows["WSInfer"][3] == "7"
     assert int(rows["wsiengine tiles fp32"][3]) > 7
-    assert rows["wsiengine tiles fp32"][-2:] == ["1.00", "1.00"]
+    assert rows["wsiengine tiles fp32"][-3:] == ["1.00", "1.00", "1.00"]
+    ours, theirs = float(rows["wsiengine tiles fp32"][0]), float(rows["WSInfer"][0])
+    assert float(rows["WSInfer"][-1]) == pytest.approx(theirs / ours, abs=0.05 / ours + 0.006)  # the slide as a whole
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, which WSInfer needs
