@@ -102,8 +102,7 @@ class Workspace:
         if not self._overwrite and self._look():
             self._tidy()
             return self
-        make_folder(self.work)
-        self._lock = FolderLock(self.work / "lock")
+        self._lock = self._locked()
         try:
             if self._overwrite:
                 if not self._overwriting():
@@ -120,6 +119,15 @@ class Workspace:
         self._leave()
         if taken is not None:  # then that is why something could not be written
             raise taken from error
+
+    def _locked(self) -> FolderLock:
+        while True:
+            make_folder(self.work)
+            try:
+                return FolderLock(self.work / "lock")
+            except OutputError as error:  # a run that ends takes its .work away: also just after we made sure of it
+                if self.work.exists() or not isinstance(error.__cause__, FileNotFoundError):
+                    raise
 
     def _check(self) -> None:
         """To be called before anything is changed.
@@ -187,10 +195,13 @@ class Workspace:
     def draft(self) -> Path:
         """An empty folder for the results to be made in."""
         self._check()
-        for path in self.work.glob(f"{_DRAFTS}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._drop_drafts()
         make_folder(self.results)
         return self.results
+
+    def _drop_drafts(self) -> None:
+        for path in self.work.glob(f"{_DRAFTS}*"):
+            shutil.rmtree(path, ignore_errors=True)  # a run that slept may wake, and take its own away
 
     def publish(self) -> None:
         """Sync the drafted results, move them into place by rename, ``run.json`` last, and drop ``.work``."""
@@ -265,9 +276,9 @@ class Workspace:
 
     def _clear(self) -> None:
         """Forget what is there, the marker of completion first."""
-        for name in (_OVERWRITING, "journal", "journal.new", f"{_DRAFTS}*"):
-            for path in self.work.glob(name):
-                _remove(path)
+        for name in (_OVERWRITING, "journal", "journal.new"):
+            _remove(self.work / name)
+        self._drop_drafts()
         for name in ("run.json", *RESULTS, *OPTIONAL_RESULTS):
             for path in self.folder.glob(name):
                 _remove(path)
