@@ -97,6 +97,7 @@ class Workspace:
         self._identity = dict(identity)
         self._overwrite = overwrite
         self._lock: FolderLock | None = None
+        self._dropped = False  # what has the name of our .work since then is another's
 
     def __enter__(self) -> "Workspace":
         if not self._overwrite and self._look():
@@ -145,9 +146,14 @@ class Workspace:
         if self._taken():  # all is another's, but for drafts in a folder of our own
             if self._lock.owner:
                 shutil.rmtree(self.results, ignore_errors=True)
-        elif not (self.work / "journal").exists():
-            shutil.rmtree(self.work, ignore_errors=True)
+        elif not self._dropped and not (self.work / "journal").exists():
+            self._drop()
         self._lock.release()
+
+    def _drop(self) -> None:
+        """Take away ``.work`` with the lock in it: another run may begin."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self._dropped = True
 
     def _taken(self) -> OutputInUse | None:
         """What says that another run has taken the folder over, if so."""
@@ -230,7 +236,7 @@ class Workspace:
         """Drop the journal and all unfinished work."""
         self._check()
         (self.work / "journal").unlink()
-        shutil.rmtree(self.work, ignore_errors=True)
+        self._drop()
 
     def _look(self) -> bool:
         """Whether this very run is finished; refuses another's."""
@@ -248,7 +254,7 @@ class Workspace:
                 self._lock = FolderLock(self.work / "lock")
             except OutputError:  # in use, or in a folder that may only be read: the results are there all the same
                 return
-            shutil.rmtree(self.work, ignore_errors=True)
+            self._drop()
 
     def _overwriting(self) -> bool:
         """Whether an interrupted run of these very arguments has cleared the folder already: then it goes on.
