@@ -156,6 +156,14 @@ def test_two_runs_exclude_each_other(tmp_path: Path) -> None:
     FolderLock(folder / "lock").release()
 
 
+def test_who_still_writes_to_a_draft_does_no_harm(tmp_path: Path) -> None:
+    """A run that slept while it began."""
+    with (tmp_path / "journal.new").open("wb", buffering=0) as draft:
+        with Journal.create(tmp_path / "journal", {"of": "another"}):
+            draft.write(b"too late, and longer than a header, which it would come to lie over")
+        assert read_journal(tmp_path / "journal").header == {"of": "another"}
+
+
 @pytest.mark.parametrize("since", ["nobody came", "another is there", "another came and went"])
 def test_a_lock_that_the_server_forgot_while_the_machine_slept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: str

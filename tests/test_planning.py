@@ -106,6 +106,8 @@ def test_tables_of_tiles_count_where_they_are_held(plan: Plan) -> None:
     [
         ("threads", -2, "threads must be at least 0, not -2"),
         ("batch_size", 0, "batch_size must be at least 1"),
+        ("readers", 1.5, "readers must be a whole number, not 1.5"),
+        ("readers", 1_000_000, "readers must be at most 1,024, not 1,000,000"),
         ("block_tiles", 0, "block_tiles must be at least 1"),
         ("memory_limit_bytes", -1, "memory_limit_bytes must be at least 1"),
         ("threshold", 70.0, "between 0 and 1, not 70"),

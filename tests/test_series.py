@@ -18,7 +18,7 @@ from tests.faults.holding import hold
 from tests.faults.runs import contents
 from tests.models.tiny import tiny
 from wsiengine import graph, inference
-from wsiengine.errors import MemoryLimitError, SlideNotFound
+from wsiengine.errors import MemoryLimitError, PlanError, SlideNotFound
 from wsiengine.events import Event, InTurn
 from wsiengine.footprint import finding_bytes, held_bytes
 from wsiengine.geometry import Box, Mpp, Size
@@ -120,6 +120,13 @@ def test_the_next_slide_is_planned_while_one_is_scored(
     assert len(count) > 3
     last = max(k for k, event in enumerate(heard.events) if event == (0, "scored"))
     assert heard.index(0, "scored") < heard.index(1, "plan") < last
+
+
+def test_a_client_is_refused_and_none_is_none(slides: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="one slide at a time"):
+        list(infer_many(slides, "planted", [tmp_path / slide.stem for slide in slides], client=object()))
+    (result, *_) = infer_many(slides[:1], "planted", [tmp_path / "one"], client=None)
+    assert isinstance(result, wsiengine.Result)
 
 
 def test_an_error_belongs_to_its_slide(slides: list[Path], tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from wsiengine.slides.tolerant import TolerantSlide
 from wsiengine.tasks import task_of
 from wsiengine.tasks.detect import least_overlap_px, nothing_below
 
+_MOST_READERS = 1024
 _FEWEST_READERS = 4  # fewer read hardly more tiles as processes than as threads
 _MEMORY_PER_READER = 512 << 20  # of the whole run: a reader takes a third of it, and pace must not refuse a run
 _ENLARGED = 1.1  # scanners miss their nominal µm/px by less; beyond, pixels are enlarged, and the user is told
@@ -103,6 +104,10 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PlanError(f"{name} must be at least {least}, not {value}.", hint=f"leave {name} out.")
+            if value is not None and value != int(value):
+                raise PlanError(f"{name} must be a whole number, not {value}.", hint=f"leave {name} out.")
+        if self.readers is not None and self.readers > _MOST_READERS:
+            raise PlanError(f"readers must be at most {_MOST_READERS:,}, not {self.readers:,}.", hint="one per core.")
         if self.threshold is not None:
             Finish(self.threshold)  # refuses what is no probability
         if self.mpp is not None and not isinstance(self.slide, str | os.PathLike):

@@ -99,8 +99,8 @@ class Journal:
         Raises:
             OutputError: The file cannot be written.
         """
-        draft = _draft_of(path)
         with in_words(path):
+            draft = _new_draft(path)
             fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             _write_all(fd, _MAGIC)
         journal = cls(fd, path)
@@ -122,7 +122,7 @@ class Journal:
         """
         with in_words(path):
             if apart:
-                draft = _draft_of(path)
+                draft = _new_draft(path)
                 shutil.copyfile(path, draft)
                 sync_tree(draft)
                 draft.replace(path)
@@ -234,8 +234,11 @@ class Journal:
             self._fd = -1
 
 
-def _draft_of(path: Path) -> Path:
-    return path.with_name(path.name + ".new")
+def _new_draft(path: Path) -> Path:
+    """Where a journal is made. A file that is there is let go: a run that slept may still write to it."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    return draft
 
 
 def _unguarded() -> None:

@@ -97,13 +97,13 @@ class Workspace:
         self._identity = dict(identity)
         self._overwrite = overwrite
         self._lock: FolderLock | None = None
+        self._dropped = False  # what has the name of our .work since then is another's
 
     def __enter__(self) -> "Workspace":
         if not self._overwrite and self._look():
             self._tidy()
             return self
-        make_folder(self.work)
-        self._lock = FolderLock(self.work / "lock")
+        self._lock = self._locked()
         try:
             if self._overwrite:
                 if not self._overwriting():
@@ -121,6 +121,15 @@ class Workspace:
         if taken is not None:  # then that is why something could not be written
             raise taken from error
 
+    def _locked(self) -> FolderLock:
+        while True:
+            make_folder(self.work)
+            try:
+                return FolderLock(self.work / "lock")
+            except OutputError as error:  # a run that ends takes its .work away: also just after we made sure of it
+                if self.work.exists() or not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+
     def _check(self) -> None:
         """To be called before anything is changed.
 
@@ -137,9 +146,14 @@ class Workspace:
         if self._taken():  # all is another's, but for drafts in a folder of our own
             if self._lock.owner:
                 shutil.rmtree(self.results, ignore_errors=True)
-        elif not (self.work / "journal").exists():
-            shutil.rmtree(self.work, ignore_errors=True)
+        elif not self._dropped and not (self.work / "journal").exists():
+            self._drop()
         self._lock.release()
+
+    def _drop(self) -> None:
+        """Take away ``.work`` with the lock in it: another run may begin."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self._dropped = True
 
     def _taken(self) -> OutputInUse | None:
         """What says that another run has taken the folder over, if so."""
@@ -187,10 +201,13 @@ class Workspace:
     def draft(self) -> Path:
         """An empty folder for the results to be made in."""
         self._check()
-        for path in self.work.glob(f"{_DRAFTS}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._drop_drafts()
         make_folder(self.results)
         return self.results
+
+    def _drop_drafts(self) -> None:
+        for path in self.work.glob(f"{_DRAFTS}*"):
+            shutil.rmtree(path, ignore_errors=True)  # a run that slept may wake, and take its own away
 
     def publish(self) -> None:
         """Sync the drafted results, move them into place by rename, ``run.json`` last, and drop ``.work``."""
@@ -219,7 +236,7 @@ class Workspace:
         """Drop the journal and all unfinished work."""
         self._check()
         (self.work / "journal").unlink()
-        shutil.rmtree(self.work, ignore_errors=True)
+        self._drop()
 
     def _look(self) -> bool:
         """Whether this very run is finished; refuses another's."""
@@ -237,7 +254,7 @@ class Workspace:
                 self._lock = FolderLock(self.work / "lock")
             except OutputError:  # in use, or in a folder that may only be read: the results are there all the same
                 return
-            shutil.rmtree(self.work, ignore_errors=True)
+            self._drop()
 
     def _overwriting(self) -> bool:
         """Whether an interrupted run of these very arguments has cleared the folder already: then it goes on.
@@ -265,9 +282,9 @@ class Workspace:
 
     def _clear(self) -> None:
         """Forget what is there, the marker of completion first."""
-        for name in (_OVERWRITING, "journal", "journal.new", f"{_DRAFTS}*"):
-            for path in self.work.glob(name):
-                _remove(path)
+        for name in (_OVERWRITING, "journal", "journal.new"):
+            _remove(self.work / name)
+        self._drop_drafts()
         for name in ("run.json", *RESULTS, *OPTIONAL_RESULTS):
             for path in self.folder.glob(name):
                 _remove(path)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wsiengine.errors import PlanError
 from wsiengine.events import Event
 from wsiengine.identifying import Request
 from wsiengine.inference import Manner, Outputs, run
@@ -57,7 +58,10 @@ def infer_many(
 
     Raises:
         ValueError: There are not as many folders as slides.
+        PlanError: A ``client`` was given.
     """
+    if options.pop("client", None) is not None:
+        raise PlanError("infer_many was given a client, whose workers score one slide at a time.", hint="infer().")
     wanted = [default_folder(os.fspath(slide)) for slide in slides] if folders is None else folders
     if len(wanted) != len(slides):
         raise ValueError(f"{len(slides)} slides need as many folders, not {len(wanted)}")

@@ -365,6 +365,40 @@ def test_a_run_that_slept_while_it_published(
     assert _texts(tmp_path) == dict.fromkeys(NAMES, "woke")
 
 
+def test_drafts_that_a_run_takes_away_as_it_wakes_keep_nobody_from_starting_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = _asleep(tmp_path)
+    slept.journal()[0].close()
+    _drafted(slept, "slept")
+    removing, drafts = output.shutil.rmtree, slept.results
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if path == drafts:
+            (drafts / "run.json").unlink(missing_ok=True)
+            removing(drafts, ignore_errors=True)
+        removing(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(output.shutil, "rmtree", rmtree)
+    with Workspace(tmp_path, IDENTITY, overwrite=True) as woke:
+        assert not drafts.exists()
+        assert not (woke.work / "journal").exists()
+    slept.__exit__(None, None, None)
+
+
+def test_who_begins_before_another_has_let_go_keeps_the_folder(tmp_path: Path) -> None:
+    with Workspace(tmp_path, IDENTITY) as first:
+        first.journal()[0].close()
+        _drafted(first, "first")
+        first.publish()
+        second = Workspace(tmp_path, IDENTITY, overwrite=True)
+        second.__enter__()
+    assert (second.work / "lock").exists()
+    second._check()
+    second.__exit__(None, None, None)
+    assert not second.work.exists()
+
+
 def test_what_fails_as_another_has_the_folder_says_so(tmp_path: Path) -> None:
     slept = _asleep(tmp_path)
     slept.journal()[0].close()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.faults.runs import COMMAND, contents, environment, fork, kill, run, wait
+from wsiengine import output
 from wsiengine.errors import OutputConflict, OutputInUse
 from wsiengine.events import Event
 from wsiengine.inference import Outputs
@@ -53,6 +54,26 @@ def test_a_second_run_is_refused_while_the_first_lives_and_only_then(
     assert (out / ".work" / "lock").exists()  # of a dead process
     run(slide, out)
     assert contents(out) == wanted
+
+
+def test_a_run_that_begins_as_another_ends(
+    slide: Path, wanted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes away the folder in which the lock was about to be made."""
+    out, making, times = tmp_path / "out", output.make_folder, []
+
+    def make_folder(folder: Path) -> None:
+        making(folder)
+        times.append(folder)
+        if len(times) == 1:
+            run(slide, out)
+
+    monkeypatch.setattr(output, "make_folder", make_folder)
+    told: list[str] = []
+    run(slide, out, listener=lambda event: told.append(str(event.data.get("text", ""))))
+    assert any("Already finished" in text for text in told)
+    assert contents(out) == wanted
+    assert not (out / ".work").exists()
 
 
 def test_many_runs_begun_at_once_make_one_result(slide: Path, wanted: dict[str, bytes], tmp_path: Path) -> None:

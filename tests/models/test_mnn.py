@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -163,7 +164,43 @@ def test_the_converted_file_is_kept_and_made_anew_where_it_is_damaged(
         assert np.array_equal(given(card)[0].scores(pixels, origins), whole)
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     assert np.array_equal(given(card)[0].scores(pixels, origins), whole)
-    assert file_sha256(kept) == json.loads(kept.with_suffix(".json").read_text())["sha256"]
+    (vouching,) = cache.glob("*.json")
+    (remade,) = set(cache.glob("*.mnn")) - {kept}
+    assert file_sha256(remade) == json.loads(vouching.read_text())["sha256"]
+
+
+@needed
+def test_two_may_convert_a_model_at_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two conversions give the same bytes, and each vouches for its own."""
+    card, writing, others = tiny(tmp_path / "model"), Path.write_text, []
+
+    def write_text(self: Path, *what: str, **how: str) -> int:
+        if self.name == "facts" and not others:
+            others.append(True)
+            mnn._convert(card)
+        return writing(self, *what, **how)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    runtime, pixels, origins = given(card)
+    assert len({file_sha256(path) for path in cache.glob("*.mnn")}) == 2
+    assert np.isfinite(runtime.scores(pixels, origins)).all()
+
+
+@needed
+def test_a_network_is_prepared_for_the_tiles_of_its_card(tmp_path: Path) -> None:
+    """Whatever card of the same file came first: MNN's way of computing hangs on the sizes that it sees first."""
+    card = tiny(tmp_path / "model")
+    for side in (card.input.size_px, 2 * card.input.size_px):
+        session = Runtime(replace(card, input=replace(card.input, size_px=side)), device="mnn")._session
+        assert [shape[1] for shape in session._facts["usual"].values()] == [side]
+
+
+@needed
+def test_threads_that_open_sessions_leave_standard_output_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that put it away at once would each keep what the other put there."""
+    mnn.import_mnn()
+    monkeypatch.setattr(mnn, "_silent", None)
+    assert mnn.import_mnn().__name__ == "MNN"
 
 
 @needed

@@ -12,8 +12,9 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from wsiengine import __version__
 from wsiengine.errors import CardError, DependencyError, ProviderError
 from wsiengine.models.card import Card
 from wsiengine.models.child import ask
@@ -35,6 +37,7 @@ DEVICE = "mnn"
 BATCH = 4  # one core, ResNet-18, ms per tile at 1, 2, 4 and 8: 32.4, 29.9, 27.8, 27.6
 _COPIES = 6  # of the file, per session: itself, and the weights of Winograd's convolutions, four times as large
 _SECONDS = 600.0
+_importing = threading.Lock()  # two threads that put standard output away would each keep what the other put there
 
 
 def import_mnn() -> Any:
@@ -44,7 +47,7 @@ def import_mnn() -> Any:
         DependencyError: It is not installed.
     """
     try:
-        with _silent():  # it tells of ARM's instructions, on any machine
+        with _importing, nullcontext() if "MNN" in sys.modules else _silent():  # it tells of ARM's instructions
             import MNN
     except ImportError as error:
         raise DependencyError(
@@ -113,8 +116,9 @@ def open_pieces(card: Card, outputs: list[str]) -> "Pieces | None":
 
 
 def whole_digest(card: Card) -> str:
-    """Of the network's files: weights may lie beside the ONNX file."""
-    return sha256(repr([(r.file, r.sha256) for r in card.resources]).encode()).hexdigest()
+    """Of the network's files, as weights may lie beside the ONNX file, and of the size for which MNN prepares it."""
+    files = [(r.file, r.sha256) for r in card.resources]
+    return sha256(repr([files, card.input.size_px]).encode()).hexdigest()
 
 
 def _version() -> str:
@@ -122,16 +126,24 @@ def _version() -> str:
 
 
 def _cache(digest: str) -> Path:
-    """Where MNN's form of a network or part of one is kept; beside it, as JSON, what vouches for it."""
+    """What vouches, as JSON, for MNN's form of a network or part of one. That lies beside it.
+
+    It is named after its own sha256: no two conversions give the same bytes, and two may go on at once.
+    """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsiengine" / DEVICE
-    return root / f"{sha256(f'{_version()} {digest}'.encode()).hexdigest()[:32]}.mnn"
+    return root / f"{sha256(f'{__version__} {_version()} {digest}'.encode()).hexdigest()[:32]}.json"
+
+
+def _form(vouching: Path, facts: Mapping[str, Any]) -> Path:
+    return vouching.with_name(f"{facts['sha256'][:32]}.mnn")
 
 
 def _kept(digest: str) -> "Session | None":
     """What an earlier run converted, if it is whole."""
-    path = _cache(digest)
+    vouching = _cache(digest)
     try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        facts = json.loads(vouching.read_text(encoding="utf-8"))
+        path = _form(vouching, facts)
         return Session(path, facts) if file_sha256(path) == facts["sha256"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -162,9 +174,9 @@ def _convert(card: Card, *outputs: str) -> None:
             raise ProviderError(f"MNN cannot run {card.name}: {error.message}", hint="use --device cpu") from error
         for digest, facts in made.items():
             kept, vouching = _cache(digest), Path(name) / "facts"
-            (Path(name) / f"{digest}.mnn").replace(kept)
+            (Path(name) / f"{digest}.mnn").replace(_form(kept, facts))
             vouching.write_text(json.dumps(facts), encoding="utf-8")
-            vouching.replace(kept.with_suffix(".json"))  # last: it vouches for the other
+            vouching.replace(kept)  # last: it vouches for the other
 
 
 def _lost(card: Card) -> NoReturn:
