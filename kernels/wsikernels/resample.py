@@ -5,7 +5,7 @@ picture is cut. Output row Y covers the source rows [Y·ratio, (Y+1)·ratio).
 """
 
 import numpy as np
-from numba import float64, int64, uint8
+from numba import float64, int64, types, uint8
 
 from wsikernels._jit import given, jit, made
 from wsikernels._views import flat_rows
@@ -54,7 +54,8 @@ def resample_area(
     if whole_y and whole_x and whole_y * whole_x <= _MOST_WHOLE and whole_y <= _TALLEST:
         height, width, channels = out.shape
         at = rows[0, 0] * pitch + cols[0, 0] * channels
-        _mean_whole(flat, at, pitch, whole_y, whole_x, channels, out.reshape(-1), 0, width * channels, height, width)
+        target = out.reshape(-1), (0, width * channels)
+        _mean_whole(flat, (at, pitch), (whole_y, whole_x), *target, (height, width, channels))
     else:
         _mean_general(flat, pitch, rows, row_weights, cols, col_weights, out)
     return out
@@ -99,9 +100,8 @@ def shrink_into(
     if height and width:
         pitch, out_pitch = src.shape[1] * channels, out.shape[1] * channels
         at, to = y * pitch + x * channels, to_y * out_pitch + to_x * channels
-        _mean_whole(
-            src.reshape(-1), at, pitch, ratio_y, ratio_x, channels, out.reshape(-1), to, out_pitch, height, width
-        )
+        target = out.reshape(-1), (to, out_pitch)
+        _mean_whole(src.reshape(-1), (at, pitch), (ratio_y, ratio_x), *target, (height, width, channels))
 
 
 _TALLEST = 256  # rows of 255 that a sum of 16 bits holds
@@ -188,9 +188,17 @@ def _mean_quads(flat, at, pitch, out, to, out_pitch, height, width):
             target[3 * j + 2] = means[6 * j + 2]
 
 
-@jit((given(uint8, 1), *[int64] * 5, made(uint8, 1), *[int64] * 4))
-def _mean_whole(flat, at, pitch, ratio_y, ratio_x, channels, out, to, out_pitch, height, width):
-    """Exact integer sums, from ``flat[at]`` to ``out[to]``. All loops but the last run over contiguous memory."""
+_Pair = types.UniTuple(int64, 2)
+
+
+@jit((given(uint8, 1), _Pair, _Pair, made(uint8, 1), _Pair, types.UniTuple(int64, 3)))
+def _mean_whole(flat, source, ratio, out, target, shape):
+    """Exact integer sums. All loops but the last run over contiguous memory.
+
+    ``source`` and ``target``: where the first pixel is, and from one row to the next; ``shape``: rows, columns,
+    channels of what is made.
+    """
+    (at, pitch), (ratio_y, ratio_x), (to, out_pitch), (height, width, channels) = source, ratio, target, shape
     if ratio_y == 2 and ratio_x == 2 and channels == 3:
         _mean_quads(flat, at, pitch, out, to, out_pitch, height, width)
         return
@@ -214,11 +222,11 @@ def _mean_whole(flat, at, pitch, ratio_y, ratio_x, channels, out, to, out_pitch,
             beside = column[r * channels : r * channels + kept]
             for k in range(kept):
                 total[k] += beside[k]
-        target = out[to + i * out_pitch : to + i * out_pitch + width * channels]
+        made_line = out[to + i * out_pitch : to + i * out_pitch + width * channels]
         for j in range(width):
             for c in range(channels):
                 # floor((2·total + area) / (2·area)), exactly: the extra half keeps the product off every whole number
-                target[j * channels + c] = np.uint8((2 * np.int32(total[j * ratio_x * channels + c]) + half) * scale)
+                made_line[j * channels + c] = np.uint8((2 * np.int32(total[j * ratio_x * channels + c]) + half) * scale)
 
 
 @jit((given(uint8, 1), int64, given(int64, 2), given(float64, 2), given(int64, 2), given(float64, 2), made(uint8, 3)))
